@@ -1,0 +1,17 @@
+"""Modules that networks use so that a toolkit can see what plain operators hide."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MatMul(nn.Module):
+    """Matrix product of two activations as a module.
+
+    A functional ``a @ b`` is invisible to anything that walks a module tree. Networks
+    that want the product to be a layer of its own (attention scores, attention output)
+    call this module instead; the arithmetic is that of :func:`torch.matmul`.
+    """
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``a @ b`` with the broadcasting rules of :func:`torch.matmul`."""
+        return torch.matmul(a, b)
