@@ -1,0 +1,75 @@
+"""Recipes: one YAML file per experiment, checked as a whole before any work starts."""
+
+import difflib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bevquant.data.world.settings import WorldSettings
+from bevquant.errors import BevquantError
+from bevquant.train.settings import TrainSettings
+
+
+class TrainRecipe(BaseModel):
+    """How a shipped float network is made: the world it learns from and the training.
+
+    Attributes:
+        name: name of the experiment, of its run folder and of the checkpoint.
+        model: the network.
+        world: the generated data set; its validation split gives the curves.
+        train: the optimisation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model: Literal["bevfusion_small"]
+    world: WorldSettings
+    train: TrainSettings
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def load_recipe(path: Path, kind: type[R]) -> R:
+    """Read the recipe at ``path``.
+
+    Raises:
+        BevquantError: the file is missing, is not YAML, or has an unknown or invalid key;
+            the message names the key and the nearest valid one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise BevquantError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise BevquantError(f"{path}: a recipe is a mapping with the keys {_names(kind)}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise BevquantError(f"{path}: {_explain(kind, error)}") from error
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{key}: {first['msg']}"
+    owner = kind
+    for part in first["loc"][:-1]:
+        inner = owner.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        owner = inner
+    unknown = str(first["loc"][-1])
+    near = difflib.get_close_matches(unknown, owner.model_fields, n=1, cutoff=0.5)
+    mend = f"did you mean {near[0]!r}?" if near else f"valid keys: {_names(owner)}"
+    return f"unknown key {key!r}; {mend}"
+
+
+def _names(kind: type[BaseModel]) -> str:
+    return ", ".join(kind.model_fields)
