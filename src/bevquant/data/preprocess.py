@@ -1,0 +1,147 @@
+"""Frames to network input: the test pipeline of mmdetection3d's BEVFusion.
+
+Images are resized with Pillow's bicubic filter, cropped from the bottom and normalised;
+points are cut to the detection range. Resampling and crop follow ``ImageAug3D`` in test
+mode (projects/BEVFusion of mmdetection3d 1.4), which aligns the crop with the image's
+lower edge: the sky goes first.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from bevquant.data.frame import Array, Batch, Frame
+from bevquant.data.geometry import rigid_inverse
+from bevquant.errors import BevquantError
+
+
+class Preprocess(BaseModel):
+    """What becomes of a frame before it enters a network.
+
+    Attributes:
+        image_size: height and width of the network's images, in pixels.
+        image_resize: factor from the stored image to the one that is cropped.
+        image_mean: of R, G, B, on the scale 0..255.
+        image_std: of R, G, B, on the scale 0..255.
+        point_range: x, y, z minimum, then x, y, z maximum, in metres in the LiDAR frame;
+            points on the border are outside.
+        sweeps: earlier LiDAR sweeps that are added to the key frame's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: tuple[int, int]
+    image_resize: Annotated[float, Field(gt=0)]
+    image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    point_range: tuple[float, float, float, float, float, float]
+    sweeps: Annotated[int, Field(ge=0)]
+
+
+FULL = Preprocess(
+    image_size=(256, 704),
+    image_resize=0.48,
+    point_range=(-54.0, -54.0, -5.0, 54.0, 54.0, 3.0),
+    sweeps=9,
+)
+"""mmdetection3d's BEVFusion on nuScenes' 1600x900 images."""
+
+SMALL = Preprocess(
+    image_size=(128, 352),
+    image_resize=1.0,
+    point_range=(-44.8, -44.8, -5.0, 44.8, 44.8, 3.0),
+    sweeps=2,
+)
+"""The small BEVFusion on a generated world's 352x198 images."""
+
+
+def collate(frames: Sequence[Frame], preprocess: Preprocess) -> Batch:
+    """Preprocess frames and stack them to a batch on the CPU.
+
+    Raises:
+        BevquantError: an image is smaller than the crop, or a frame has no point in range.
+    """
+    augmentations = [
+        np.stack([_image_augmentation(image, preprocess) for image in frame.images])
+        for frame in frames
+    ]
+    lidar2camera = np.stack([frame.lidar2camera for frame in frames])
+    intrinsics = np.broadcast_to(np.eye(4), lidar2camera.shape).copy()
+    intrinsics[..., :3, :3] = np.stack([frame.intrinsics for frame in frames])
+    boxes = tuple(frame.boxes for frame in frames if frame.boxes is not None)
+    return Batch(
+        images=_images(frames, augmentations, preprocess),
+        points=tuple(_points(frame, preprocess) for frame in frames),
+        lidar2image=_float(intrinsics @ lidar2camera),
+        intrinsics=_float(intrinsics),
+        camera2lidar=_float(rigid_inverse(lidar2camera)),
+        image_augmentation=_float(np.stack(augmentations)),
+        lidar_augmentation=torch.eye(4).repeat(len(frames), 1, 1),
+        tokens=tuple(frame.token for frame in frames),
+        boxes=boxes if len(boxes) == len(frames) else None,
+    )
+
+
+def _image_augmentation(image: Array, preprocess: Preprocess) -> Array:
+    """Return the [4, 4] map from pixels as stored to the network's: resize, then crop."""
+    height, width = preprocess.image_size
+    new_width, new_height = _resized(image, preprocess.image_resize)
+    if new_width < width or new_height < height:
+        raise BevquantError(
+            f"an image of {image.shape[1]}x{image.shape[0]} resized by "
+            f"{preprocess.image_resize:g} is smaller than the network's {width}x{height}; "
+            "choose the preprocessing that belongs to this data (image_resize, image_size)"
+        )
+    matrix = np.eye(4)
+    matrix[0, 0] = matrix[1, 1] = preprocess.image_resize
+    matrix[0, 3] = -((new_width - width) // 2)
+    matrix[1, 3] = -(new_height - height)
+    return matrix
+
+
+def _images(
+    frames: Sequence[Frame], augmentations: Sequence[Array], preprocess: Preprocess
+) -> Tensor:
+    height, width = preprocess.image_size
+    pixels = np.empty((len(frames), len(frames[0].images), height, width, 3), dtype=np.uint8)
+    for row, frame, matrices in zip(pixels, frames, augmentations, strict=True):
+        for target, image, matrix in zip(row, frame.images, matrices, strict=True):
+            left, top = int(-matrix[0, 3]), int(-matrix[1, 3])
+            resized = _resize(image, preprocess.image_resize)
+            target[:] = resized[top : top + height, left : left + width]
+    images = torch.from_numpy(pixels).movedim(-1, 2).float()
+    mean, std = torch.tensor([preprocess.image_mean, preprocess.image_std])[:, :, None, None]
+    return images.sub_(mean).div_(std)
+
+
+def _resize(image: Array, factor: float) -> Array:
+    if factor == 1:
+        return image
+    size = _resized(image, factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _resized(image: Array, factor: float) -> tuple[int, int]:
+    """Return width and height after the resize, truncated as in the reference."""
+    return int(image.shape[1] * factor), int(image.shape[0] * factor)
+
+
+def _points(frame: Frame, preprocess: Preprocess) -> Tensor:
+    low, high = np.array(preprocess.point_range, dtype=np.float32).reshape(2, 3)
+    xyz = frame.points[:, :3]
+    points = frame.points[((xyz > low) & (xyz < high)).all(axis=1)]
+    if not len(points):
+        raise BevquantError(
+            f"sample {frame.token}: none of its {len(frame.points)} LiDAR points lies in the "
+            f"detection range {preprocess.point_range}; check the LiDAR file and point_range"
+        )
+    return torch.from_numpy(points)
+
+
+def _float(values: Array) -> Tensor:
+    return torch.from_numpy(values).float()

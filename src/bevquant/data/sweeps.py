@@ -1,0 +1,69 @@
+"""LiDAR sweeps: the point file, and moving earlier sweeps into the key frame."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bevquant.data.frame import Array
+from bevquant.errors import BevquantError
+
+POINT_BYTES = 20
+"""A point of a .pcd.bin file: float32 x, y, z, intensity, ring."""
+
+EGO_RADIUS = 1.0
+"""Earlier sweeps lose their points with |x| and |y| below this: the car itself, in metres."""
+
+
+def read_points(path: Path) -> Array:
+    """Read a nuScenes .pcd.bin file: float32 [P, 5] of x, y, z, intensity, ring.
+
+    Raises:
+        BevquantError: the file is missing, truncated, empty, or holds NaN or infinity.
+    """
+    try:
+        values = np.fromfile(path, dtype=np.float32)
+        size = path.stat().st_size
+    except OSError as error:
+        raise BevquantError(f"{path}: cannot be read ({error.strerror}); restore it") from error
+    check_size(path, size)
+    points = values.reshape(-1, 5)
+    if not np.isfinite(points[:, :4]).all():
+        bad = int((~np.isfinite(points[:, :4]).all(axis=1)).sum())
+        raise BevquantError(
+            f"{path}: {bad} of {len(points)} points hold NaN or infinity; restore the file"
+        )
+    return points
+
+
+def check_size(path: Path, size: int) -> None:
+    """Refuse the size of a point file that cannot hold whole points.
+
+    Raises:
+        BevquantError: ``size`` bytes are none, or no multiple of :data:`POINT_BYTES`.
+    """
+    if size == 0 or size % POINT_BYTES:
+        raise BevquantError(
+            f"{path}: truncated, {size} bytes are no whole number of points "
+            f"({POINT_BYTES} bytes each); restore the file"
+        )
+
+
+def compensate(points: Array, sweep2key: Array, seconds: float) -> Array:
+    """Move an earlier sweep into the LiDAR frame of the key frame, as mmdetection3d does.
+
+    Points of the car itself are left out first, in the sweep's own frame; the ring column
+    becomes the sweep's age.
+
+    Args:
+        points: float32 [P, 5] in the LiDAR frame at the time of the sweep.
+        sweep2key: float64 [4, 4], that frame to the key frame's LiDAR frame.
+        seconds: how long before the key frame the sweep was taken.
+
+    Returns:
+        float32 [p, 5] of x, y, z, intensity, ``seconds``; p <= P.
+    """
+    near = (np.abs(points[:, :2]) < EGO_RADIUS).all(axis=1)
+    moved = points[~near]
+    moved[:, :3] = moved[:, :3] @ sweep2key[:3, :3].T + sweep2key[:3, 3]
+    moved[:, 4] = seconds
+    return moved
