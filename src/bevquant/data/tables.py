@@ -102,7 +102,7 @@ def _diagnose(folder: Path) -> None:
     for name in TABLES:
         path = folder / f"{name}.json"
         records = tables[name] = read_json(path)
-        if not isinstance(records, list) or not records and name == "map":
+        if not isinstance(records, list) or (not records and name == "map"):
             raise BevquantError(f"{path}: must be a list of records")
         for record in records:
             if not isinstance(record, dict) or "token" not in record:

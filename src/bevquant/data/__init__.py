@@ -1,0 +1,1 @@
+"""Sensors to batches: data roots in the nuScenes schema, frames, preprocessing."""

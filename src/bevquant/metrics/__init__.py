@@ -1,0 +1,1 @@
+"""What a detector is worth: the nuScenes detection metrics, and which objects it lost."""
