@@ -1,0 +1,1 @@
+"""Plain PyTorch networks; nothing in here knows about quantization."""

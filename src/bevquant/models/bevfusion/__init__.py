@@ -1,0 +1,7 @@
+"""BEVFusion: one file per main module, parameter names as in mmdetection3d."""
+
+from bevquant.models.bevfusion.config import FULL, SMALL, BEVFusionConfig
+from bevquant.models.bevfusion.model import BEVFusion, NetworkInput
+from bevquant.models.bevfusion.transfusion import HeadOutput
+
+__all__ = ["FULL", "SMALL", "BEVFusion", "BEVFusionConfig", "HeadOutput", "NetworkInput"]

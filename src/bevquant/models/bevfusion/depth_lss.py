@@ -1,0 +1,186 @@
+"""DepthLSSTransform: image features to the BEV grid, guided by LiDAR depth.
+
+Philion and Fidler, ECCV 2020 (lift, splat); Liu et al., ICRA 2023 (depth map as input).
+The geometry keeps the reference's order of float32 operations, so that points near a
+cell or pixel border fall on the same side.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bevquant.data.frame import Batch
+from bevquant.models.bevfusion.bev_pool import bev_pool
+from bevquant.models.bevfusion.config import FEATURE_STRIDE, Bounds, ViewTransformConfig
+
+DEPTH_LIMITS = (1e-5, 1e5)
+
+
+class DepthLSSTransform(nn.Module):
+    """Predict a depth distribution per pixel, lift, and pool on the BEV grid.
+
+    ``dx``, ``bx``, ``nx`` (cell size, centre of the first cell, cells along x, y, z) and
+    ``frustum`` [D, h, w, 3] (u, v, depth) are constants that the public checkpoints hold
+    as parameters.
+    """
+
+    def __init__(
+        self, in_channels: int, config: ViewTransformConfig, image_size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        bounds = (config.x_bounds, config.y_bounds, config.z_bounds)
+        self.image_size = image_size
+        self.grid = tuple(round((high - low) / step) for low, high, step in bounds)
+        self.dx = _constant(torch.tensor([step for _, _, step in bounds]))
+        self.bx = _constant(torch.tensor([low + step / 2 for low, _, step in bounds]))
+        self.nx = _constant(torch.tensor(self.grid))
+        self.frustum = _constant(frustum(config.depth_bounds, image_size))
+        self.num_bins = len(self.frustum)
+        first, second, third = config.depth_channels
+        self.dtransform = nn.Sequential(
+            *_conv(1, first, 1, 1, 0),
+            *_conv(first, second, 5, 4, 2),
+            *_conv(second, third, 5, 2, 2),
+        )
+        hidden, out = config.hidden_channels, config.out_channels
+        self.depthnet = nn.Sequential(
+            *_conv(in_channels + third, hidden, 3, 1, 1),
+            *_conv(hidden, hidden, 3, 1, 1),
+            nn.Conv2d(hidden, self.num_bins + out, 1),
+        )
+        self.downsample = nn.Sequential()
+        if config.downsample > 1:
+            self.downsample = nn.Sequential(
+                *_conv(out, out, 3, 1, 1, bias=False),
+                *_conv(out, out, 3, config.downsample, 1, bias=False),
+                *_conv(out, out, 3, 1, 1, bias=False),
+            )
+
+    def forward(
+        self, features: Tensor, depth_map: Tensor, points: Tensor, pixels: Tensor, cells: Tensor
+    ) -> Tensor:
+        """Lift and pool.
+
+        Args:
+            features: [B, N, C, h, w] of the image neck.
+            depth_map: [B, N, 1, H, W] of :func:`depth_map`.
+            points: int64 [K], see :meth:`pool_indices`.
+            pixels: int64 [K].
+            cells: int64 [K].
+
+        Returns:
+            [B, out_channels, X, Y].
+        """
+        batch = len(features)
+        depth_features = self.dtransform(depth_map.flatten(0, 1))
+        x = self.depthnet(torch.cat((depth_features, features.flatten(0, 1)), 1))
+        depth = x[:, : self.num_bins].softmax(1)
+        context = x[:, self.num_bins :].permute(0, 2, 3, 1).flatten(0, 2)
+        size_x, size_y, _ = self.grid
+        pooled = bev_pool(depth.flatten(), context, points, pixels, cells, batch * size_x * size_y)
+        bev: Tensor = self.downsample(pooled.view(batch, size_x, size_y, -1).permute(0, 3, 1, 2))
+        return bev
+
+    def geometry(self, batch: Batch) -> Tensor:
+        """Return the frustum points in the augmented LiDAR frame, [B, N, D, h, w, 3]."""
+        undo = torch.inverse(batch.image_augmentation[..., :3, :3])
+        points = self.frustum - batch.image_augmentation[..., None, None, None, :3, 3]
+        u, v, d = _rotate(undo, points.unbind(-1))
+        to_lidar = batch.camera2lidar[..., :3, :3] @ torch.inverse(batch.intrinsics[..., :3, :3])
+        points = torch.stack(_rotate(to_lidar, (u * d, v * d, d)), -1)
+        points += batch.camera2lidar[..., None, None, None, :3, 3]
+        augmentation = batch.lidar_augmentation[:, None]
+        points = torch.stack(_rotate(augmentation[..., :3, :3], points.unbind(-1)), -1)
+        points += augmentation[..., None, None, None, :3, 3]
+        return points
+
+    def pool_indices(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the BEV cell of every frustum point.
+
+        Returns:
+            Three int64 [K], ordered by cell: flat index of the points inside the grid in
+            (B, N, D, h, w), flat index of their pixels in (B, N, h, w), flat index of
+            their cells in (B, X, Y).
+        """
+        geometry = self.geometry(batch)
+        # Truncation toward zero, as the reference: (-1, 0) falls into cell 0.
+        index = ((geometry - (self.bx - self.dx / 2.0)) / self.dx).long().flatten(1, -2)
+        size_x, size_y, size_z = self.grid
+        limits = index.new_tensor((size_x, size_y, size_z))
+        kept = ((index >= 0) & (index < limits)).all(-1)
+        frame, _ = kept.nonzero(as_tuple=True)
+        x, y, _ = index[kept].unbind(-1)
+        cells, order = torch.sort((frame * size_x + x) * size_y + y, stable=True)
+        points = kept.flatten().nonzero().squeeze(1)[order]
+        bins, (height, width) = self.num_bins, geometry.shape[3:5]
+        image = points // (bins * height * width)
+        return points, image * (height * width) + points % (height * width), cells
+
+
+def frustum(depth_bounds: Bounds, image_size: tuple[int, int]) -> Tensor:
+    """Return [D, h, w, 3]: pixel u, v and depth of the points that are lifted."""
+    height, width = image_size
+    depths = torch.arange(*depth_bounds, dtype=torch.float)
+    v = torch.linspace(0, height - 1, height // FEATURE_STRIDE)
+    u = torch.linspace(0, width - 1, width // FEATURE_STRIDE)
+    d, v, u = torch.meshgrid(depths, v, u, indexing="ij")
+    return torch.stack((u, v, d), -1)
+
+
+def depth_map(batch: Batch, image_size: tuple[int, int]) -> Tensor:
+    """Project the points of each frame into its cameras.
+
+    Returns:
+        [B, N, 1, H, W]: depth in metres along the optical axis of the last point (in
+        point order) that falls on the pixel, 0 where there is none.
+    """
+    height, width = image_size
+    cameras = batch.images.shape[1]
+    maps = batch.lidar2image.new_zeros(len(batch.points), cameras * height * width)
+    for frame, points in enumerate(batch.points):
+        augmentation = batch.lidar_augmentation[frame]
+        projection, image_augmentation = batch.lidar2image[frame], batch.image_augmentation[frame]
+        xyz = points[:, :3] - augmentation[:3, 3]
+        xyz = torch.inverse(augmentation[:3, :3]).matmul(xyz.transpose(1, 0))
+        uvz = projection[:, :3, :3].matmul(xyz) + projection[:, :3, 3, None]
+        # Points behind the camera get a tiny depth, which throws them off the image.
+        z = uvz[:, 2].clamp(*DEPTH_LIMITS)
+        uvz = torch.stack((uvz[:, 0] / z, uvz[:, 1] / z, z), 1)
+        uvz = image_augmentation[:, :3, :3].matmul(uvz) + image_augmentation[:, :3, 3, None]
+        u, v = uvz[:, 0], uvz[:, 1]
+        camera, point = ((v >= 0) & (v < height) & (u >= 0) & (u < width)).nonzero(as_tuple=True)
+        row, column = v[camera, point].long(), u[camera, point].long()
+        pixel = (camera * height + row) * width + column
+        last = pixel.new_full((maps.shape[1],), -1)
+        last.scatter_reduce_(0, pixel, torch.arange(len(pixel), device=pixel.device), "amax")
+        hit = last >= 0
+        maps[frame, hit] = z[camera, point][last[hit]]
+    return maps.view(-1, cameras, 1, height, width)
+
+
+def _rotate(rotation: Tensor, vector: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply [..., 3, 3] to (x, y, z), each [..., D, h, w].
+
+    One product and one sum at a time, left to right: the rounding of the reference's
+    batched 3 x 3 products, without their copies.
+    """
+    x, y, z = vector
+    r = rotation[..., None, None, None]
+    first, second, third = (
+        r[..., i, 0, :, :, :] * x + r[..., i, 1, :, :, :] * y + r[..., i, 2, :, :, :] * z
+        for i in range(3)
+    )
+    return first, second, third
+
+
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, bias: bool = True
+) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)
