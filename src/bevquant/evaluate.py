@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,10 +9,8 @@ from bevquant.data.frame import Batch, Boxes
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import Preprocess, collate
 from bevquant.metrics.detection import DetectionMetrics, evaluate_submission, submission
+from bevquant.models.bevfusion import BEVFusion
 from bevquant.progress import track
-
-if TYPE_CHECKING:
-    from bevquant.models.bevfusion import BEVFusion
 
 Predictor = Callable[[Batch], list[Boxes]]
 """Whatever turns a batch into boxes: a float network, a quantized one, a deployed file."""
@@ -22,7 +19,7 @@ Prediction = tuple[str, Boxes]
 """A sample token and the boxes predicted for it, in the LiDAR frame."""
 
 
-def float_predictor(model: "BEVFusion") -> Predictor:
+def float_predictor(model: BEVFusion) -> Predictor:
     """Return the predictor that runs ``model`` as it is, on its own device, in eval mode."""
     model.eval()
     device = next(model.parameters()).device

@@ -147,8 +147,10 @@ class NuScenesDataset:
             values[:, :3] = centres @ rotation.T + translation
             values[:, 3:6] = np.array([record["size"] for record in records])[:, [1, 0, 2]]
             quaternions = np.array([record["rotation"] for record in records])
-            headings = (rotation @ rotation_matrices(quaternions))[:, :, 0]
-            values[:, 6] = np.arctan2(headings[:, 1], headings[:, 0])
+            box2lidar = rotation @ rotation_matrices(quaternions)
+            # The yaw of mmdetection3d's info files. The LiDAR is tilted a little, so that
+            # other definitions of yaw differ from this one by up to some milliradians.
+            values[:, 6] = np.arctan2(-box2lidar[:, 0, 1], box2lidar[:, 0, 0])
             velocities = np.array([self._velocity(record["token"]) for record in records])
             values[:, 7:] = (velocities @ rotation.T)[:, :2]
         points = np.array([record["num_lidar_pts"] for record in records], dtype=np.int64)
