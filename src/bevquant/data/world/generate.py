@@ -1,0 +1,75 @@
+"""Generate a whole world: scenes in parallel, then the tables."""
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from bevquant.data.world import tables
+from bevquant.data.world.recording import record_scene, scene_name
+from bevquant.data.world.rig import LIDAR, MOUNTS
+from bevquant.data.world.settings import VERSION, WorldSettings
+from bevquant.data.world.tables import Tables
+from bevquant.errors import BevquantError
+from bevquant.files import atomic_folder, write_json
+from bevquant.progress import track
+
+
+def generate(directory: Path, settings: WorldSettings, jobs: int = 1) -> None:
+    """Write a driving data set in the nuScenes schema.
+
+    ``directory`` then is a data root with ``samples``, ``sweeps``, ``maps`` and the tables
+    in the version folder :data:`VERSION`, whose ``splits.json`` defines ``world_train`` and
+    ``world_val``. The bytes depend on ``settings`` alone. Nothing appears under the final
+    name before all is written.
+
+    Args:
+        directory: absent, or an empty folder.
+        settings: what to generate.
+        jobs: processes that make scenes side by side.
+
+    Raises:
+        BevquantError: ``directory`` is not empty or cannot be written, or ``jobs`` < 1.
+    """
+    if jobs < 1:
+        raise BevquantError(f"jobs: {jobs} processes cannot do any work; give at least 1")
+    with atomic_folder(directory) as root:
+        for channel in MOUNTS:
+            (root / "samples" / channel).mkdir(parents=True)
+        (root / "sweeps" / LIDAR).mkdir(parents=True)
+        (root / "maps").mkdir()
+        merged = tables.constant_tables()
+        with _scenes(root, settings, jobs) as scenes:
+            for scene in track(scenes, f"world {directory.name}", settings.scenes):
+                for name, records in scene.items():
+                    merged[name].extend(records)
+        for name, records in merged.items():
+            write_json(root / VERSION / f"{name}.json", records)
+        write_json(root / VERSION / "splits.json", splits(settings))
+        write_json(root / VERSION / "settings.json", settings.model_dump(mode="json"))
+
+
+def splits(settings: WorldSettings) -> dict[str, list[str]]:
+    """Return split name -> scene names; the last scenes are for validation."""
+    names = [scene_name(settings, index) for index in range(settings.scenes)]
+    first = settings.scenes - round(settings.scenes * settings.val_fraction)
+    return {"world_train": names[:first], "world_val": names[first:]}
+
+
+@contextmanager
+def _scenes(root: Path, settings: WorldSettings, jobs: int) -> Iterator[Iterator[Tables]]:
+    """Give the records of all scenes, in order, as they are finished."""
+    record = partial(record_scene, root, settings)
+    indices = range(settings.scenes)
+    if jobs == 1:
+        yield map(record, indices)
+        return
+    # Forking a process that may already run OpenMP threads can hang the child.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, settings.scenes), mp_context=context)
+    try:
+        yield pool.map(record, indices)
+    finally:
+        pool.shutdown(cancel_futures=True)
