@@ -1,0 +1,1 @@
+"""Quantization of any ``torch.nn.Module``: in place, eager, reversible."""

@@ -1,0 +1,92 @@
+"""Which modules can be quantized and along which axes; and why the others cannot."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from bevquant.nn import MatMul
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer.
+
+    Attributes:
+        name: as printed.
+        weight_axis: output channels in ``weight``; ``None`` for a product of activations.
+        channel_axis: channels of the input and of the output, counted from the end;
+            ``None`` where their number is not fixed.
+    """
+
+    name: str
+    weight_axis: int | None
+    channel_axis: int | None
+
+
+_KINDS: dict[type[nn.Module], Kind] = {
+    nn.Conv1d: Kind("conv1d", 0, -2),
+    nn.Conv2d: Kind("conv2d", 0, -3),
+    nn.Conv3d: Kind("conv3d", 0, -4),
+    nn.ConvTranspose1d: Kind("conv_transpose1d", 1, -2),
+    nn.ConvTranspose2d: Kind("conv_transpose2d", 1, -3),
+    nn.ConvTranspose3d: Kind("conv_transpose3d", 1, -4),
+    nn.Linear: Kind("linear", 0, -1),
+    # Operands of attention have as many rows and columns as there are tokens.
+    MatMul: Kind("matmul", None, None),
+}
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """Return the kind of a quantizable layer, ``None`` for any other module.
+
+    Besides PyTorch's own layers that is any module with the attribute
+    ``quant_weight_axis: int``, which declares: my output is linear in ``self.weight``,
+    whose output channels lie along that axis, and in my first input, a tensor with
+    channels last (a sparse convolution over voxel features [n, C], say).
+    """
+    if getattr(module, "quant_weight_axis", None) is not None:
+        return Kind("sparse_conv", int(module.quant_weight_axis), -1)  # type: ignore[arg-type]
+    for layer, kind in _KINDS.items():
+        if isinstance(module, layer) and type(module).forward is layer.forward:
+            parametrized = kind.weight_axis is not None and "weight" not in module._parameters
+            return None if parametrized or _uninitialized(module) else kind
+    return None
+
+
+def _uninitialized(module: nn.Module) -> bool:
+    return any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False))
+
+
+_WHY_FLOAT: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    (
+        (nn.MultiheadAttention,),
+        "its projections and products run inside one function: write it with Linear and MatMul",
+    ),
+    (
+        (_BatchNorm,),
+        "normalisation; fold_batchnorm removes it where it is alone in reading a layer's output",
+    ),
+    (
+        (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase),
+        "normalisation by the statistics of each input",
+    ),
+    ((nn.Embedding, nn.EmbeddingBag), "a look-up in a table, no product"),
+    ((nn.RNNBase, nn.RNNCellBase), "recurrent layers have no quantized form"),
+)
+
+
+def why_float(module: nn.Module) -> str:
+    """Return why a module that :func:`kind_of` does not know stays float."""
+    if _uninitialized(module):
+        return "its parameters have no shape yet: run a forward pass, then quantize"
+    for layer in _KINDS:
+        if isinstance(module, layer):
+            if type(module).forward is layer.forward:
+                return "its weight is parametrized: remove the parametrization, then quantize"
+            return f"overrides the forward of {layer.__name__}: declare quant_weight_axis"
+    for types, reason in _WHY_FLOAT:
+        if isinstance(module, types):
+            return reason
+    names = ", ".join(name for name, _ in module.named_parameters(recurse=False))
+    return f"no quantized form of this module is known (parameters {names})"
