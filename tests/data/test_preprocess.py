@@ -48,7 +48,7 @@ def small_frame() -> Frame:
 def test_reference_images_are_pillows_resize_crop_and_normalise(reference_frame: Frame):
     batch = collate([reference_frame], FULL)
     assert batch.images.shape == (1, 6, 3, 256, 704)
-    assert batch.images.dtype == torch.float32
+    assert batch.images.dtype == torch.float32 and batch.images.is_contiguous()
     for image, got in zip(reference_frame.images, batch.images[0], strict=True):
         plain = Image.fromarray(image).resize((768, 432)).crop((32, 176, 736, 432))
         expected = (np.asarray(plain).astype(np.float32) - MEAN) / STD

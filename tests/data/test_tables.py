@@ -61,6 +61,13 @@ def test_official_splits_belong_to_their_own_version_only(tiny_world: Path):
             split_tokens(devkit, split)
 
 
+@pytest.mark.parametrize("text", ["[]", '{"world_val": "scene-0001"}'])
+def test_splits_json_of_another_form_is_refused(damaged_world: Path, text: str):
+    replace_file(damaged_world / VERSION / "splits.json", text)
+    with pytest.raises(BevquantError, match=r"splits\.json: must map split names to lists"):
+        split_tokens(open_tables(damaged_world, VERSION), "world_val")
+
+
 def test_unknown_version_names_the_nearest(tiny_world: Path):
     with pytest.raises(BevquantError, match=r"no such version folder; did you mean 'v1\.0-world'"):
         open_tables(tiny_world, "v1.0-wrold")

@@ -130,6 +130,8 @@ class NuScenesDataset:
             seconds = (key["timestamp"] - record["timestamp"]) * 1e-6
             sweep2key = global2lidar @ self._sensor2global(record)
             clouds.append(compensate(read_points(self._path(record)), sweep2key, seconds))
+        # Where a scene has no earlier sweep, mmdetection3d repeats the key frame instead
+        # (pad_empty_sweeps); copies add nothing, and are left out here.
         return np.concatenate(clouds)
 
     def _boxes(self, token: str, global2lidar: Array) -> tuple[Boxes, Array]:

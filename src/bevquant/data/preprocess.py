@@ -66,75 +66,75 @@ def collate(frames: Sequence[Frame], preprocess: Preprocess) -> Batch:
     Raises:
         BevquantError: an image is smaller than the crop, or a frame has no point in range.
     """
-    augmentations = [
-        np.stack([_image_augmentation(image, preprocess) for image in frame.images])
-        for frame in frames
-    ]
     lidar2camera = np.stack([frame.lidar2camera for frame in frames])
     intrinsics = np.broadcast_to(np.eye(4), lidar2camera.shape).copy()
     intrinsics[..., :3, :3] = np.stack([frame.intrinsics for frame in frames])
     boxes = tuple(frame.boxes for frame in frames if frame.boxes is not None)
     return Batch(
-        images=_images(frames, augmentations, preprocess),
+        images=_normalised(frames, preprocess),
         points=tuple(_points(frame, preprocess) for frame in frames),
         lidar2image=_float(intrinsics @ lidar2camera),
         intrinsics=_float(intrinsics),
         camera2lidar=_float(rigid_inverse(lidar2camera)),
-        image_augmentation=_float(np.stack(augmentations)),
+        image_augmentation=_float(
+            np.array([[_augmentation(i, preprocess) for i in frame.images] for frame in frames])
+        ),
         lidar_augmentation=torch.eye(4).repeat(len(frames), 1, 1),
         tokens=tuple(frame.token for frame in frames),
         boxes=boxes if len(boxes) == len(frames) else None,
     )
 
 
-def _image_augmentation(image: Array, preprocess: Preprocess) -> Array:
-    """Return the [4, 4] map from pixels as stored to the network's: resize, then crop."""
+def _normalised(frames: Sequence[Frame], preprocess: Preprocess) -> Tensor:
+    """Return the frames' images as float32 [B, N, 3, H, W]."""
+    pixels = np.array([[_crop(image, preprocess) for image in frame.images] for frame in frames])
+    images = torch.from_numpy(pixels).movedim(-1, 2)
+    mean, std = torch.tensor([preprocess.image_mean, preprocess.image_std])[:, :, None, None]
+    return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+
+
+def _crop(image: Array, preprocess: Preprocess) -> Array:
+    """Resize and crop a uint8 [h, w, 3] image to the network's [H, W, 3]."""
     height, width = preprocess.image_size
-    new_width, new_height = _resized(image, preprocess.image_resize)
+    left, top = _corner(image, preprocess)
+    if preprocess.image_resize != 1:
+        size = _resized(image, preprocess)
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return image[top : top + height, left : left + width]
+
+
+def _augmentation(image: Array, preprocess: Preprocess) -> Array:
+    """Return the [4, 4] map from pixels as stored to the network's: resize, then crop."""
+    left, top = _corner(image, preprocess)
+    matrix = np.diag([preprocess.image_resize, preprocess.image_resize, 1.0, 1.0])
+    matrix[:2, 3] = -left, -top
+    return matrix
+
+
+def _corner(image: Array, preprocess: Preprocess) -> tuple[int, int]:
+    """Return the crop's left column and top row: centred, at the lower edge."""
+    height, width = preprocess.image_size
+    new_width, new_height = _resized(image, preprocess)
     if new_width < width or new_height < height:
         raise BevquantError(
             f"an image of {image.shape[1]}x{image.shape[0]} resized by "
             f"{preprocess.image_resize:g} is smaller than the network's {width}x{height}; "
             "choose the preprocessing that belongs to this data (image_resize, image_size)"
         )
-    matrix = np.eye(4)
-    matrix[0, 0] = matrix[1, 1] = preprocess.image_resize
-    matrix[0, 3] = -((new_width - width) // 2)
-    matrix[1, 3] = -(new_height - height)
-    return matrix
+    return (new_width - width) // 2, new_height - height
 
 
-def _images(
-    frames: Sequence[Frame], augmentations: Sequence[Array], preprocess: Preprocess
-) -> Tensor:
-    height, width = preprocess.image_size
-    pixels = np.empty((len(frames), len(frames[0].images), height, width, 3), dtype=np.uint8)
-    for row, frame, matrices in zip(pixels, frames, augmentations, strict=True):
-        for target, image, matrix in zip(row, frame.images, matrices, strict=True):
-            left, top = int(-matrix[0, 3]), int(-matrix[1, 3])
-            resized = _resize(image, preprocess.image_resize)
-            target[:] = resized[top : top + height, left : left + width]
-    images = torch.from_numpy(pixels).movedim(-1, 2).float()
-    mean, std = torch.tensor([preprocess.image_mean, preprocess.image_std])[:, :, None, None]
-    return images.sub_(mean).div_(std)
-
-
-def _resize(image: Array, factor: float) -> Array:
-    if factor == 1:
-        return image
-    size = _resized(image, factor)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-
-def _resized(image: Array, factor: float) -> tuple[int, int]:
+def _resized(image: Array, preprocess: Preprocess) -> tuple[int, int]:
     """Return width and height after the resize, truncated as in the reference."""
-    return int(image.shape[1] * factor), int(image.shape[0] * factor)
+    height, width = image.shape[:2]
+    return int(width * preprocess.image_resize), int(height * preprocess.image_resize)
 
 
 def _points(frame: Frame, preprocess: Preprocess) -> Tensor:
     low, high = np.array(preprocess.point_range, dtype=np.float32).reshape(2, 3)
     xyz = frame.points[:, :3]
-    points = frame.points[((xyz > low) & (xyz < high)).all(axis=1)]
+    x, y, z = ((xyz > low) & (xyz < high)).T
+    points = frame.points[x & y & z]  # twice as fast as all(axis=1)
     if not len(points):
         raise BevquantError(
             f"sample {frame.token}: none of its {len(frame.points)} LiDAR points lies in the "

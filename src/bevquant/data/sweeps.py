@@ -62,8 +62,8 @@ def compensate(points: Array, sweep2key: Array, seconds: float) -> Array:
     Returns:
         float32 [p, 5] of x, y, z, intensity, ``seconds``; p <= P.
     """
-    near = (np.abs(points[:, :2]) < EGO_RADIUS).all(axis=1)
-    moved = points[~near]
+    near = (np.abs(points[:, 0]) < EGO_RADIUS) & (np.abs(points[:, 1]) < EGO_RADIUS)
+    moved: Array = points[~near]
     moved[:, :3] = moved[:, :3] @ sweep2key[:3, :3].T + sweep2key[:3, 3]
     moved[:, 4] = seconds
     return moved

@@ -70,7 +70,7 @@ def split_tokens(devkit: NuScenes, split: str) -> tuple[str, ...]:
     splits = {name: official[name] for name in OFFICIAL_SPLITS.get(devkit.version, ())}
     if (folder / "splits.json").is_file():
         own = read_json(folder / "splits.json")
-        if not isinstance(own, dict):
+        if not isinstance(own, dict) or not all(isinstance(v, list) for v in own.values()):
             raise BevquantError(
                 f"{folder / 'splits.json'}: must map split names to lists of scene names"
             )
