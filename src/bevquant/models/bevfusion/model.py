@@ -13,6 +13,7 @@ from bevquant.models.bevfusion.fuser import ConvFuser
 from bevquant.models.bevfusion.lss_fpn import GeneralizedLSSFPN
 from bevquant.models.bevfusion.second import SECOND
 from bevquant.models.bevfusion.second_fpn import SECONDFPN
+from bevquant.models.bevfusion.sparse import Pairs
 from bevquant.models.bevfusion.sparse_encoder import BEVFusionSparseEncoder
 from bevquant.models.bevfusion.swin import SwinTransformer
 from bevquant.models.bevfusion.transfusion import HeadOutput, TransFusionHead
@@ -30,7 +31,8 @@ class NetworkInput(NamedTuple):
         pool_pixels: int64 [K], their pixels, flat index in (B, N, h, w).
         pool_cells: int64 [K], their cells, flat index in (B, X, Y), ascending.
         voxels: float32 [V, 5], mean features.
-        tables: int64 [V_i, kernel positions], neighbour tables of the sparse encoder.
+        rules: who meets whom in the sparse convolutions: pairs, or the same as neighbour
+            tables int64 [V_i, kernel positions].
         sites: int64 [V'], output sites of the sparse encoder, flat index in (B, X, Y, Z).
     """
 
@@ -40,8 +42,13 @@ class NetworkInput(NamedTuple):
     pool_pixels: Tensor
     pool_cells: Tensor
     voxels: Tensor
-    tables: tuple[Tensor, ...]
+    rules: tuple[Pairs | Tensor, ...]
     sites: Tensor
+
+    def with_tables(self) -> "NetworkInput":
+        """Return the same input with neighbour tables, the form that engines run."""
+        tables = (rule.table() if isinstance(rule, Pairs) else rule for rule in self.rules)
+        return self._replace(rules=tuple(tables))
 
 
 class BEVFusion(nn.Module):
@@ -78,7 +85,6 @@ class BEVFusion(nn.Module):
     @torch.no_grad()
     def prepare(self, batch: Batch) -> NetworkInput:
         """Do everything that depends on where the points and cameras are."""
-        frames = len(batch.points)
         voxels = [voxelize(points, self.config) for points in batch.points]
         size_x, size_y, size_z = self.pts_middle_encoder.shape
         keys = torch.cat(
@@ -88,7 +94,7 @@ class BEVFusion(nn.Module):
                 for i, frame in enumerate(voxels)
             ]
         )
-        rulebook = self.pts_middle_encoder.rulebook(keys, frames)
+        rulebook = self.pts_middle_encoder.rulebook(keys)
         points, pixels, cells = self.view_transform.pool_indices(batch)
         return NetworkInput(
             images=batch.images,
@@ -97,8 +103,8 @@ class BEVFusion(nn.Module):
             pool_pixels=pixels,
             pool_cells=cells,
             voxels=torch.cat([frame.features for frame in voxels]),
-            tables=rulebook.tables,
-            sites=rulebook.sites.keys,
+            rules=rulebook.rules,
+            sites=rulebook.active[-1].keys,
         )
 
     def network(self, inputs: NetworkInput) -> HeadOutput:
@@ -112,7 +118,7 @@ class BEVFusion(nn.Module):
             inputs.pool_pixels,
             inputs.pool_cells,
         )
-        lidar = self.pts_middle_encoder(inputs.voxels, inputs.tables, inputs.sites, frames)
+        lidar = self.pts_middle_encoder(inputs.voxels, inputs.rules, inputs.sites, frames)
         bev = self.pts_neck(self.pts_backbone(self.fusion_layer(camera, lidar)))
         output: HeadOutput = self.bbox_head(bev)
         return output

@@ -1,16 +1,19 @@
-"""Sparse 3-D convolution as a neighbour table, one gather and one matrix product.
+"""Sparse 3-D convolution without a sparse library.
 
-A table int64 [sites out, kx * ky * kz] says, for each output site and kernel position,
-which input row is there; the number of input rows itself stands for "none". The tables
-hold everything that depends on the data, so the layers themselves are tensor arithmetic
-that any engine runs, and exact with any number of threads.
+Which input row meets which kernel position at which output row depends only on where
+the voxels are. That is worked out once per frame, as :class:`Pairs`, with the data; the
+layers themselves are gathers, matrix products and sums of rows: exact with any number of
+threads. The same pairs as a dense neighbour table (:meth:`Pairs.table`) make a layer one
+gather and one matrix product, the form that inference engines run; on a CPU it costs
+several times more, because most kernel positions of a LiDAR voxel are empty.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bevquant.models.bevfusion.config import Triple
 
@@ -21,19 +24,61 @@ class Sites(NamedTuple):
     Attributes:
         keys: int64 [V], ascending: ((frame * X + x) * Y + y) * Z + z.
         shape: X, Y, Z.
-        batch: frames.
     """
 
     keys: Tensor
     shape: Triple
-    batch: int
+
+    def coordinates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return frame, x, y, z of each site, int64 [V] each."""
+        size_x, size_y, size_z = self.shape
+        column = self.keys // size_z
+        row = column // size_y
+        return row // size_x, row % size_x, column % size_y, self.keys % size_z
+
+
+class Rows(NamedTuple):
+    """A grouping of P pairs by the row that they share.
+
+    Attributes:
+        pairs: int64 [P], the pairs, those of row 0 first.
+        starts: int64 [rows], where the pairs of each row begin.
+    """
+
+    pairs: Tensor
+    starts: Tensor
+
+
+class Pairs(NamedTuple):
+    """Who meets whom in a sparse convolution with K kernel positions.
+
+    Attributes:
+        inputs: int64 [P], input row of each pair; the pairs of kernel position 0 first.
+        outputs: int64 [P], its output row.
+        counts: int64 [K], pairs per kernel position (kx, ky, kz; kz runs fastest).
+        by_input: the pairs grouped by input row.
+        by_output: the pairs grouped by output row.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    counts: Tensor
+    by_input: Rows
+    by_output: Rows
+
+    def table(self) -> Tensor:
+        """Return int64 [outputs, K]: the input row, or the number of inputs where none is."""
+        positions, rows = len(self.counts), len(self.by_output.starts)
+        table = self.inputs.new_full((rows * positions,), len(self.by_input.starts))
+        position = torch.arange(positions, device=table.device).repeat_interleave(self.counts)
+        table[self.outputs * positions + position] = self.inputs
+        return table.view(rows, positions)
 
 
 class SparseConv3d(nn.Module):
-    """Convolution of the rows that a neighbour table points at.
+    """Convolution over given pairs; submanifold or strided, the pairs tell.
 
-    The weight has the layout of spconv 2: [out, kx, ky, kz, in]. The same class serves
-    submanifold and strided convolutions; the table makes the difference.
+    The weight has the layout of spconv 2: [out, kx, ky, kz, in]; cross-correlation.
     """
 
     quant_weight_axis = 0
@@ -41,85 +86,153 @@ class SparseConv3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, *kernel, in_channels))
-        # Of the positions of a 3 x 3 x 3 kernel only about a third are occupied.
-        fan_in = in_channels * kernel[0] * kernel[1] * kernel[2] / 3
-        nn.init.normal_(self.weight, std=(2 / fan_in) ** 0.5)
+        # Kaiming, for a kernel of which only about a quarter meets an occupied voxel.
+        positions = max(1, kernel[0] * kernel[1] * kernel[2] // 4)
+        nn.init.normal_(self.weight, std=(2 / (in_channels * positions)) ** 0.5)
 
-    def forward(self, features: Tensor, table: Tensor) -> Tensor:
-        """Convolve features [V, in] by a table [V', kx * ky * kz] into [V', out]."""
-        features = F.pad(features, (0, 0, 0, 1))
-        gathered = features.index_select(0, table.flatten()).view(table.shape[0], -1)
+    def forward(self, features: Tensor, rule: "Pairs | Tensor") -> Tensor:
+        """Convolve features [V, in] into [V', out].
+
+        Args:
+            features: [V, in].
+            rule: the pairs, or their table.
+        """
+        if isinstance(rule, Pairs):
+            out: Tensor = _PairConvolution.apply(features, self.weight, rule)
+            return out
+        padded = F.pad(features, (0, 0, 0, 1))
+        gathered = padded.index_select(0, rule.flatten()).view(rule.shape[0], -1)
         return F.linear(gathered, self.weight.flatten(1))
 
 
-def submanifold_table(sites: Sites, kernel: Triple) -> Tensor:
-    """Return the table of a convolution whose output sites are its input sites."""
-    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return neighbour_table(sites, sites, kernel, (1, 1, 1), padding)
+class _PairConvolution(torch.autograd.Function):
+    """One matrix product per kernel position; autograd alone would scatter row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.pairs = pairs
+        gathered = features.index_select(0, pairs.inputs)
+        return _sum_rows(_multiply(gathered, _per_position(weight), pairs), pairs.by_output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        features, weight = ctx.saved_tensors
+        pairs: Pairs = ctx.pairs
+        spread = gradient.index_select(0, pairs.outputs)
+        to_features = to_weight = None
+        if ctx.needs_input_grad[0]:
+            transposed = _per_position(weight).transpose(1, 2)
+            to_features = _sum_rows(_multiply(spread, transposed, pairs), pairs.by_input)
+        if ctx.needs_input_grad[1]:
+            counts = pairs.counts.tolist()
+            gathered = features.index_select(0, pairs.inputs).split(counts)
+            products = [x.t() @ y for x, y in zip(gathered, spread.split(counts), strict=True)]
+            to_weight = torch.stack(products).permute(2, 0, 1).reshape(weight.shape)
+        return to_features, to_weight, None
 
 
-def downsample(
-    sites: Sites, kernel: Triple, stride: Triple, padding: Triple
-) -> tuple[Sites, Tensor]:
-    """Return the output sites of a strided convolution (all that any input reaches), and its table."""
-    shape = tuple((sites.shape[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(3))
-    frame, position = _coordinates(sites)
-    size_x, size_y, size_z = shape
-    reached = torch.zeros(
-        sites.batch * size_x * size_y * size_z, dtype=torch.bool, device=sites.keys.device
+def _per_position(weight: Tensor) -> Tensor:
+    """Reorder [out, kx, ky, kz, in] to [K, in, out]."""
+    return weight.flatten(1, 3).permute(1, 2, 0)
+
+
+def _multiply(rows: Tensor, matrices: Tensor, pairs: Pairs) -> Tensor:
+    """Multiply each pair's row [P, a] by the matrix [a, b] of its kernel position."""
+    products = rows.new_empty(len(rows), matrices.shape[2])
+    counts = pairs.counts.tolist()
+    for x, y, matrix in zip(rows.split(counts), products.split(counts), matrices, strict=True):
+        torch.mm(x, matrix, out=y)
+    return products
+
+
+def _sum_rows(products: Tensor, rows: Rows) -> Tensor:
+    return F.embedding_bag(rows.pairs, products, rows.starts, mode="sum")
+
+
+def submanifold_pairs(sites: Sites) -> Pairs:
+    """Pair the sites with their neighbours in a 3 x 3 x 3 kernel; outputs are the inputs."""
+    frame, x, y, z = sites.coordinates()
+    size_x, size_y, size_z = (size + 2 for size in sites.shape)
+    # A margin of one cell: what lies outside the grid is then simply never found.
+    keys = ((frame * size_x + x + 1) * size_y + y + 1) * size_z + z + 1
+    # Half of the neighbours suffice, the others are the same pairs the other way round.
+    columns = keys.new_tensor((1, size_y - 1, size_y, size_y + 1)) * size_z
+    wanted = keys + columns[:, None] - 1
+    row = torch.searchsorted(keys, wanted)
+    bounded = torch.cat((keys, keys.new_full((1,), -1)))
+    above = bounded[1:] == keys + 1
+    own = torch.arange(len(keys), device=keys.device)
+    found, rows = [above], [own + 1]
+    hits = []
+    for k in range(3):
+        # Neighbours along z are neighbours in key order: one search serves three cells.
+        hit = bounded.index_select(0, row.flatten()).view_as(row) == wanted + k
+        hits.append((hit, row))
+        row = row + hit
+    found += [hit[column] for column in range(4) for hit, _ in hits]
+    rows += [row[column] for column in range(4) for _, row in hits]
+    met = torch.stack(found)
+    index = met.flatten().nonzero().squeeze(1)
+    output, neighbour = index % len(keys), torch.stack(rows).flatten().index_select(0, index)
+    counts = met.sum(1)
+    return _pairs(
+        torch.cat((output.flip(0), own, neighbour)),
+        torch.cat((neighbour.flip(0), own, output)),
+        torch.cat((counts.flip(0), counts.new_tensor((len(keys),)), counts)),
+        len(keys),
+        len(keys),
     )
-    per_axis = [
-        [
-            (shifted // stride[axis], (shifted % stride[axis] == 0) & (shifted >= 0))
-            for shifted in (position[axis] + padding[axis] - k for k in range(kernel[axis]))
-        ]
-        for axis in range(3)
-    ]
-    limits = shape
-    for x, valid_x in per_axis[0]:
-        for y, valid_y in per_axis[1]:
-            for z, valid_z in per_axis[2]:
-                valid = valid_x & valid_y & valid_z
-                valid = valid & (x < limits[0]) & (y < limits[1]) & (z < limits[2])
-                reached[(((frame * size_x + x) * size_y + y) * size_z + z)[valid]] = True
-    outputs = Sites(reached.nonzero().squeeze(1), (size_x, size_y, size_z), sites.batch)
-    return outputs, neighbour_table(sites, outputs, kernel, stride, padding)
 
 
-def neighbour_table(
-    inputs: Sites, outputs: Sites, kernel: Triple, stride: Triple, padding: Triple
-) -> Tensor:
-    """Find the input row at each kernel position of each output site.
+def strided_pairs(
+    sites: Sites, kernel: Triple, stride: Triple, padding: Triple
+) -> tuple[Sites, Pairs]:
+    """Pair the sites with all outputs of a strided convolution that any of them reaches.
 
     Returns:
-        int64 [outputs, kx * ky * kz] in the order of the weight; rows of ``inputs``, or
-        the number of inputs where there is none.
+        The output sites, and the pairs.
     """
-    none = len(inputs.keys)
-    frame, (x, y, z) = _coordinates(outputs)
-    size_x, size_y, size_z = inputs.shape
-    device = inputs.keys.device
-    offset_x = torch.arange(kernel[0], device=device).repeat_interleave(kernel[1])
-    offset_y = torch.arange(kernel[1], device=device).repeat(kernel[0])
-    column_x = (x * stride[0] - padding[0])[:, None] + offset_x
-    column_y = (y * stride[1] - padding[1])[:, None] + offset_y
-    first_z = (z * stride[2] - padding[2])[:, None]
-    inside = (column_x >= 0) & (column_x < size_x) & (column_y >= 0) & (column_y < size_y)
-    wanted = ((frame[:, None] * size_x + column_x) * size_y + column_y) * size_z + first_z
-    keys = torch.cat((inputs.keys, inputs.keys.new_full((1,), torch.iinfo(torch.int64).max)))
-    # The kernel's positions along z are neighbours in key order: one search serves all.
-    row = torch.searchsorted(inputs.keys, wanted)
-    table = row.new_empty(len(outputs.keys), kernel[0] * kernel[1], kernel[2])
-    for k in range(kernel[2]):
-        found = keys[row] == wanted + k
-        here = found & inside & (first_z + k >= 0) & (first_z + k < size_z)
-        table[:, :, k] = torch.where(here, row, none)
-        row = row + found
-    return table.flatten(1)
+    frame, *position = sites.coordinates()
+    shape = output_shape(sites.shape, kernel, stride, padding)
+    reach, target = [], []
+    for axis in range(3):
+        offset = torch.arange(kernel[axis], device=frame.device)[:, None]
+        shifted = position[axis] + padding[axis] - offset
+        cell = shifted // stride[axis]
+        reach.append((cell * stride[axis] == shifted) & (cell >= 0) & (cell < shape[axis]))
+        target.append(cell)
+    to_x, to_y, to_z = reach
+    met = to_x[:, None, None] & to_y[:, None] & to_z
+    index = met.flatten().nonzero().squeeze(1)
+    inputs, offset = index % len(frame), index // len(frame)
+    counts = met.flatten(0, 2).sum(1)
+    x = _pick(target[0], offset // (kernel[1] * kernel[2]), inputs)
+    y = _pick(target[1], offset // kernel[2] % kernel[1], inputs)
+    z = _pick(target[2], offset % kernel[2], inputs)
+    keys = ((frame.index_select(0, inputs) * shape[0] + x) * shape[1] + y) * shape[2] + z
+    unique, outputs = keys.unique(return_inverse=True)
+    pairs = _pairs(inputs, outputs, counts, len(frame), len(unique))
+    return Sites(unique, shape), pairs
 
 
-def _coordinates(sites: Sites) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    size_x, size_y, size_z = sites.shape
-    column = sites.keys // size_z
-    row = column // size_y
-    return row // size_x, (row % size_x, column % size_y, sites.keys % size_z)
+def output_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
+    """Return the grid after a strided convolution."""
+    x, y, z = ((shape[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(3))
+    return x, y, z
+
+
+def _pick(table: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    return table.flatten().index_select(0, row * table.shape[1] + column)
+
+
+def _pairs(
+    inputs: Tensor, outputs: Tensor, counts: Tensor, num_inputs: int, num_outputs: int
+) -> Pairs:
+    return Pairs(inputs, outputs, counts, _group(inputs, num_inputs), _group(outputs, num_outputs))
+
+
+def _group(rows: Tensor, num_rows: int) -> Rows:
+    counts = torch.bincount(rows, minlength=num_rows)
+    return Rows(torch.sort(rows, stable=True).indices, counts.cumsum(0) - counts)

@@ -3,15 +3,23 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from bevquant.models.bevfusion.config import SparseEncoderConfig, Triple
-from bevquant.models.bevfusion.sparse import Sites, SparseConv3d, downsample, submanifold_table
+from bevquant.models.bevfusion.sparse import (
+    Pairs,
+    Sites,
+    SparseConv3d,
+    output_shape,
+    strided_pairs,
+    submanifold_pairs,
+)
 
 KERNEL = (3, 3, 3)
+STRIDE = (2, 2, 2)
 OUT_KERNEL = (1, 1, 3)
 OUT_STRIDE = (1, 1, 2)
+NO_PADDING = (0, 0, 0)
 POINT_FEATURES = 5
 
 
@@ -19,15 +27,13 @@ class Rulebook(NamedTuple):
     """What the encoder must know of where the voxels are.
 
     Attributes:
-        tables: neighbour tables in the order in which the encoder uses them: for each
-            stage that of its submanifold convolutions and that of the convolution after
-            it.
-        sites: sites of the output.
-        active: sites before each stage, then those of the output.
+        rules: pairs in the order in which the encoder uses them: those of the submanifold
+            convolutions of the first stage, of the convolution after it, of the next
+            stage, and so on.
+        active: active sites of each stage, then those of the output.
     """
 
-    tables: tuple[Tensor, ...]
-    sites: Sites
+    rules: tuple[Pairs, ...]
     active: tuple[Sites, ...]
 
 
@@ -42,10 +48,10 @@ class SparseBasicBlock(nn.Module):
         self.bn2 = _norm(channels)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rule: Pairs | Tensor) -> Tensor:
         """Map [V, C] to [V, C]."""
-        y = self.relu(self.bn1(self.conv1(x, table)))
-        out: Tensor = self.relu(self.bn2(self.conv2(y, table)) + x)
+        y = self.relu(self.bn1(self.conv1(x, rule)))
+        out: Tensor = self.relu(self.bn2(self.conv2(y, rule)) + x)
         return out
 
 
@@ -59,10 +65,10 @@ class SparseConvModule(nn.Sequential):
             nn.ReLU(inplace=True),
         )
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rule: Pairs | Tensor) -> Tensor:  # type: ignore[override]
         """Map [V, in] to [V', out]."""
         conv, norm, activate = self
-        y: Tensor = activate(norm(conv(x, table)))
+        y: Tensor = activate(norm(conv(x, rule)))
         return y
 
 
@@ -86,69 +92,56 @@ class BEVFusionSparseEncoder(nn.Module):
             self.encoder_layers[f"encoder_layer{i + 1}"] = nn.Sequential(*layers)
         self.conv_out = SparseConvModule(config.channels[-1], config.out_channels, OUT_KERNEL)
         shape = self.shape
-        for padding in (*config.paddings,):
-            shape = _halved(shape, padding)
-        self.out_shape = (shape[0], shape[1], (shape[2] - OUT_KERNEL[2]) // OUT_STRIDE[2] + 1)
+        for padding in config.paddings:
+            shape = output_shape(shape, KERNEL, STRIDE, padding)
+        self.out_shape = output_shape(shape, OUT_KERNEL, OUT_STRIDE, NO_PADDING)
         self.out_channels = config.out_channels * self.out_shape[2]
 
     def forward(
-        self, features: Tensor, tables: Sequence[Tensor], sites: Tensor, batch: int
+        self, features: Tensor, rules: Sequence[Pairs | Tensor], sites: Tensor, frames: int
     ) -> Tensor:
         """Encode.
 
         Args:
             features: [V, 5] of the voxels in the order of their keys.
-            tables: see :class:`Rulebook`.
+            rules: see :class:`Rulebook`; pairs, or their tables.
             sites: int64 [V'], keys of the output's sites.
-            batch: frames.
+            frames: frames in the batch.
 
         Returns:
-            [batch, out_channels * Z, X, Y].
+            [frames, out_channels * Z, X, Y].
         """
-        remaining = iter(tables)
-        for x in self.stages(features, remaining):
-            features = x
-        features = self.conv_out(features, next(remaining))
+        *_, last = self.stages(features, rules)
+        last = self.conv_out(last, rules[-1])
         size_x, size_y, size_z = self.out_shape
-        dense = features.new_zeros(batch * size_x * size_y * size_z, features.shape[1])
-        dense = dense.index_put((sites,), features).view(batch, size_x, size_y, size_z, -1)
+        dense = last.new_zeros(frames * size_x * size_y * size_z, last.shape[1])
+        dense = dense.index_put((sites,), last).view(frames, size_x, size_y, size_z, -1)
         return dense.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
-    def rulebook(self, keys: Tensor, batch: int) -> Rulebook:
-        """Build the neighbour tables of all layers.
+    def stages(self, features: Tensor, rules: Sequence[Pairs | Tensor]) -> Iterator[Tensor]:
+        """Yield the features [V_i, C_i] that each stage hands on."""
+        features = self.conv_input(features, rules[0])
+        for i, stage in enumerate(self.encoder_layers.children()):
+            for layer in stage.children():
+                strided = isinstance(layer, SparseConvModule)
+                features = layer(features, rules[2 * i + strided])
+            yield features
+
+    def rulebook(self, keys: Tensor) -> Rulebook:
+        """Work out the pairs of all layers.
 
         Args:
             keys: int64 [V], ascending: ((frame * X + x) * Y + y) * Z + z with the X, Y, Z
                 of ``self.shape``.
-            batch: frames.
         """
-        sites = Sites(keys, self.shape, batch)
-        active, tables = [sites], [submanifold_table(sites, KERNEL)]
+        sites = Sites(keys, self.shape)
+        active, rules = [sites], [submanifold_pairs(sites)]
         for padding in self.paddings:
-            sites, table = downsample(sites, KERNEL, (2, 2, 2), padding)
+            sites, pairs = strided_pairs(sites, KERNEL, STRIDE, padding)
             active.append(sites)
-            tables += [table, submanifold_table(sites, KERNEL)]
-        sites, table = downsample(sites, OUT_KERNEL, OUT_STRIDE, (0, 0, 0))
-        return Rulebook((*tables, table), sites, (*active, sites))
-
-    def stages(self, features: Tensor, tables: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield the features after each stage."""
-        table = next(tables)
-        features = self.conv_input(features, table)
-        for stage in self.encoder_layers.values():
-            assert isinstance(stage, nn.Sequential)
-            for layer in stage:
-                if isinstance(layer, SparseConvModule):
-                    features = layer(features, next(tables))
-                    table = next(tables)
-                else:
-                    features = layer(features, table)
-            yield features
-
-
-def _halved(shape: Triple, padding: Triple) -> Triple:
-    x, y, z = ((shape[i] + 2 * padding[i] - KERNEL[i]) // 2 + 1 for i in range(3))
-    return x, y, z
+            rules += [pairs, submanifold_pairs(sites)]
+        sites, pairs = strided_pairs(sites, OUT_KERNEL, OUT_STRIDE, NO_PADDING)
+        return Rulebook((*rules, pairs), (*active, sites))
 
 
 def _norm(channels: int) -> nn.BatchNorm1d:
