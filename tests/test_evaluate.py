@@ -7,7 +7,9 @@ from bevquant.data.frame import Batch, Boxes
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import SMALL, collate
 from bevquant.errors import BevquantError
-from bevquant.evaluate import evaluate, predict_split, score
+from bevquant.evaluate import evaluate, float_predictor, predict_split, score
+from bevquant.models.bevfusion import SMALL as SMALL_NETWORK
+from bevquant.models.bevfusion import BEVFusion
 
 PREPROCESS = SMALL.model_copy(update={"point_range": (-75.0, -75.0, -5.0, 75.0, 75.0, 5.0)})
 
@@ -62,3 +64,17 @@ def test_a_failure_while_reading_ahead_is_reported(dataset: NuScenesDataset):
     nowhere = PREPROCESS.model_copy(update={"point_range": (500.0, 500.0, 0.0, 501.0, 501.0, 1.0)})
     with pytest.raises(BevquantError, match=r"none of its .* LiDAR points"):
         predict_split(oracle, dataset, nowhere, description="test")
+
+
+def test_the_float_predictor_runs_the_network_in_eval_mode(dataset: NuScenesDataset):
+    torch.manual_seed(0)
+    model = BEVFusion(SMALL_NETWORK).train()
+    batch = collate([dataset.frame(0)], SMALL)
+    (boxes,) = float_predictor(model)(batch)
+    assert not model.training
+    with torch.no_grad():
+        (expected,) = model.decode(model(batch))
+    assert boxes.scores is not None and expected.scores is not None
+    torch.testing.assert_close(boxes.values, expected.values)
+    torch.testing.assert_close(boxes.scores, expected.scores)
+    assert not boxes.values.requires_grad
