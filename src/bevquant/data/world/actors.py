@@ -185,7 +185,7 @@ def _place(
 
 
 def _site(kind: Kind, block: Block, time: float, rng: np.random.Generator) -> Route | None:
-    """Draw where an object of ``kind`` is at ``time``; ``None`` if that is out of reach or unfit."""
+    """Draw where an object of ``kind`` is at ``time``; ``None`` where it cannot be."""
     town = block.town
     car, _ = block.ego.at(np.array(time))
     axis = int(rng.integers(2))

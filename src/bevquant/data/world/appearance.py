@@ -28,7 +28,7 @@ class Material(IntEnum):
 
 
 def albedo(
-    material: Array, colour: Array, accent: Array, local: Array, half: Array, night: bool
+    material: Array, colour: Array, accent: Array, local: Array, half: Array, *, night: bool
 ) -> tuple[Array, Array]:
     """Return what each hit point's surface looks like.
 

@@ -79,6 +79,7 @@ def photograph(
     channel: str,
     image_size: tuple[int, int],
     ego: Pose,
+    *,
     rng: np.random.Generator,
 ) -> Picture:
     """Take one picture with camera ``channel`` of ``scene``, whose boxes are ``solids``."""
@@ -154,7 +155,7 @@ def _shade(scene: Scene, solids: Solids, hits: Hits, rays: Rays, rng: np.random.
     local = _local(solids, index, offset[on_solid], rays.origin)
     half = solids.half[index].astype(np.float32)
     colour[on_solid], glow[on_solid] = albedo(
-        solids.material[index], solids.colour[index], solids.accent[index], local, half, night
+        solids.material[index], solids.colour[index], solids.accent[index], local, half, night=night
     )
     brightness[on_solid] = light.sun * _facing(solids, index, local / half, scene.sun)
 

@@ -173,7 +173,7 @@ def cast(rays: Rays, plane: Plane, solids: Solids, windows: Iterable[Window], ow
     """Find the first hit of every ray; each box is tested only inside its windows."""
     direction = rays.direction
     normal = plane.normal()
-    above = float(normal @ (rays.origin - [0.0, 0.0, plane.height(*rays.origin[:2])]))
+    above = float(normal[2] * (rays.origin[2] - plane.height(*rays.origin[:2])))
     falling = -sum(np.float32(normal[i]) * direction[..., i] for i in range(3))
     with np.errstate(divide="ignore"):
         distance = np.where(falling > 0, np.float32(above) / falling, np.float32(np.inf))

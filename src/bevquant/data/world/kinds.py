@@ -171,7 +171,7 @@ KINDS = (
         },
         Sites(lane=0.4, kerb=0.35, verge=0.25),
         (3.0, 12.0),
-        48.0,
+        44.0,
         6.0,
     ),
     Kind(
@@ -186,7 +186,7 @@ KINDS = (
         },
         _LARGE_SITES,
         (3.0, 10.0),
-        46.0,
+        43.0,
         2.2,
     ),
     Kind(
@@ -210,7 +210,7 @@ KINDS = (
         {"cab": _SHED, "cargo": _SHED},
         Sites(kerb=0.25, verge=0.75),
         _PARKED,
-        46.0,
+        43.0,
         1.2,
     ),
     Kind(
@@ -222,7 +222,7 @@ KINDS = (
         {"body": _COACH, "nose": _COACH},
         _COACH_SITES,
         (3.0, 10.0),
-        46.0,
+        43.0,
         1.6,
     ),
     Kind(
@@ -234,7 +234,7 @@ KINDS = (
         {"body": _TRAILER, "nose": _TRAILER},
         _COACH_SITES,
         (3.0, 10.0),
-        46.0,
+        43.0,
         1.6,
     ),
     Kind(

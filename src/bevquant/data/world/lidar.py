@@ -101,7 +101,8 @@ def _windows(points: Array, count: int) -> Iterator[Window]:
         if stop - start >= count // 2:
             yield index, every, every
             continue
-        start, stop = start % count, stop - start + start % count
-        yield index, every, slice(start, min(stop, count))
-        if stop > count:
-            yield index, every, slice(0, stop - count)
+        column = start % count
+        past_seam = column + stop - start - count
+        yield index, every, slice(column, min(column + stop - start, count))
+        if past_seam > 0:
+            yield index, every, slice(0, past_seam)

@@ -137,7 +137,7 @@ class _Recorder:
             if channel == LIDAR:
                 continue
             picture = photograph(
-                self._scene, solids, channel, self._settings.image_size, ego, self._random()
+                self._scene, solids, channel, self._settings.image_size, ego, rng=self._random()
             )
             file = BytesIO()
             Image.fromarray(picture.image).save(file, "JPEG", quality=_JPEG_QUALITY)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,6 @@ def ego_pose(record_token: str, timestamp: int, pose: Pose) -> Record:
 
 def link(records: Sequence[Record]) -> None:
     """Chain records that follow each other in time through ``prev`` and ``next``."""
-    for earlier, later in zip(records, records[1:], strict=False):
+    for earlier, later in pairwise(records):
         earlier["next"] = later["token"]
         later["prev"] = earlier["token"]
