@@ -8,12 +8,33 @@ that what is simulated is what a deployed layer computes.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bevquant.quant.spec import QuantSpec
+
+
+class Range(NamedTuple):
+    """The values of a tensor: float32 extremes that broadcast against it.
+
+    Attributes:
+        minimum: shape ``[]`` for the whole tensor or ``[C, 1, ...]`` for each channel.
+        maximum: same shape.
+    """
+
+    minimum: Tensor
+    maximum: Tensor
+
+    @property
+    def finite(self) -> bool:
+        """Whether neither NaN nor infinity is among the values."""
+        return bool(self.minimum.isfinite().all() and self.maximum.isfinite().all())
+
+    def to(self, device: torch.device | str) -> "Range":
+        """Return the same range on ``device``."""
+        return Range(self.minimum.to(device), self.maximum.to(device))
 
 
 @dataclass(frozen=True)
@@ -40,8 +61,8 @@ class QuantParams:
         return low.to(self.scale.dtype), high.to(self.scale.dtype)
 
 
-def params_from_range(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> QuantParams:
-    """Return the grid that covers ``minimum..maximum`` and has a code for 0.
+def params_from_range(values: Range, spec: QuantSpec) -> QuantParams:
+    """Return the grid that covers a finite range and has a code for 0.
 
     Asymmetric: the extremes fall on the outermost codes (Jacob et al., CVPR 2018). 0 is
     always taken into the range, so that zero padding is exact; a range that is nowhere
@@ -55,11 +76,10 @@ def params_from_range(minimum: Tensor, maximum: Tensor, spec: QuantSpec) -> Quan
     A range of nothing but 0 gets scale 1.
 
     Args:
-        minimum: finite, any shape that broadcasts against the tensor.
-        maximum: finite, same shape, not below ``minimum``.
+        values: the range; finite.
         spec: the codes.
     """
-    low, high = minimum.double().clamp(max=0), maximum.double().clamp(min=0)
+    low, high = values.minimum.double().clamp(max=0), values.maximum.double().clamp(min=0)
     if spec.symmetric:
         scale = torch.maximum(low / (spec.quant_min - 0.5), high / (spec.quant_max + 0.5))
     else:

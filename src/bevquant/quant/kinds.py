@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bevquant.nn import MatMul
 
@@ -45,23 +46,39 @@ def kind_of(module: nn.Module) -> Kind | None:
     whose output channels lie along that axis, and in my first input, a tensor with
     channels last (a sparse convolution over voxel features [n, C], say).
     """
-    if getattr(module, "quant_weight_axis", None) is not None:
-        return Kind("sparse_conv", int(module.quant_weight_axis), -1)  # type: ignore[arg-type]
+    kind = _declared_kind(module)
+    if kind is None or kind.weight_axis is None:
+        return kind
+    weight = module._parameters.get("weight")
+    return None if weight is None or nn.parameter.is_lazy(weight) else kind
+
+
+def _declared_kind(module: nn.Module) -> Kind | None:
+    if isinstance(axis := getattr(module, "quant_weight_axis", None), int):
+        return Kind("sparse_conv", axis, -1)
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return None
     for layer, kind in _KINDS.items():
         if isinstance(module, layer) and type(module).forward is layer.forward:
-            parametrized = kind.weight_axis is not None and "weight" not in module._parameters
-            return None if parametrized or _uninitialized(module) else kind
+            return kind
     return None
 
 
-def _uninitialized(module: nn.Module) -> bool:
-    return any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False))
+def weight_of(layer: nn.Module) -> nn.Parameter:
+    """Return the weight of a layer that has a kind with a weight axis."""
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 _WHY_FLOAT: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     (
         (nn.MultiheadAttention,),
         "its projections and products run inside one function: write it with Linear and MatMul",
+    ),
+    (
+        (NonDynamicallyQuantizableLinear,),
+        "MultiheadAttention reads its weight without calling it",
     ),
     (
         (_BatchNorm,),
@@ -78,15 +95,15 @@ _WHY_FLOAT: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 def why_float(module: nn.Module) -> str:
     """Return why a module that :func:`kind_of` does not know stays float."""
-    if _uninitialized(module):
-        return "its parameters have no shape yet: run a forward pass, then quantize"
-    for layer in _KINDS:
-        if isinstance(module, layer):
-            if type(module).forward is layer.forward:
-                return "its weight is parametrized: remove the parametrization, then quantize"
-            return f"overrides the forward of {layer.__name__}: declare quant_weight_axis"
     for types, reason in _WHY_FLOAT:
         if isinstance(module, types):
             return reason
+    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        return "its parameters have no shape yet: run a forward pass, then quantize"
+    if _declared_kind(module) is not None:
+        return "its weight is no plain parameter: remove the parametrization, then quantize"
+    for layer in _KINDS:
+        if isinstance(module, layer):
+            return f"overrides the forward of {layer.__name__}, so what it computes is unknown"
     names = ", ".join(name for name, _ in module.named_parameters(recurse=False))
     return f"no quantized form of this module is known (parameters {names})"

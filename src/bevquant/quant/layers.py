@@ -1,6 +1,6 @@
 """The modules that stand where a network's layers stood."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
-from bevquant.quant.kinds import Kind
+from bevquant.quant.kinds import Kind, weight_of
 from bevquant.quant.observers import min_max
 from bevquant.quant.quantizers import ActivationQuantizer
 from bevquant.quant.spec import Precision, Scheme
@@ -52,7 +52,7 @@ class QuantModule(nn.Module):
     @property
     def calibrated(self) -> bool:
         """Whether every input has an observed range."""
-        return all(quantizer.calibrated for quantizer in self.inputs)
+        return all(quantizer.range is not None for quantizer in self.inputs)
 
     @property
     def quantized(self) -> bool:
@@ -107,7 +107,7 @@ class QuantLayer(QuantModule):
         self, wrapped: nn.Module, name: str, main_module: str, kind: Kind, scheme: Scheme
     ) -> None:
         super().__init__(wrapped, name, main_module, kind, scheme)
-        self._version: tuple[Any, ...] = ()
+        self._stamp: tuple[Any, ...] = ()
         self._params: dict[int, QuantParams] = {}
         self._simulated: dict[int, Tensor] = {}
 
@@ -133,7 +133,7 @@ class QuantLayer(QuantModule):
         Raises:
             BevquantError: as :attr:`weight_params`.
         """
-        return affine.quantize(self._float_weight, self.weight_params)
+        return affine.quantize(weight_of(self.wrapped), self.weight_params)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; all arguments but the first reach it as they are."""
@@ -143,25 +143,20 @@ class QuantLayer(QuantModule):
         weight = {"weight": self._weight(self._bits().weights)}
         return torch.func.functional_call(self.wrapped, weight, (quantized, *args), kwargs)
 
-    @property
-    def _float_weight(self) -> Tensor:
-        weight: Tensor = self.wrapped.weight  # type: ignore[assignment]
-        return weight
-
     def _weight_params(self, bits: int) -> QuantParams:
         self._drop_stale()
         if bits not in self._params:
-            weight = self._float_weight.detach()
+            weight = weight_of(self.wrapped).detach()
             spec = self.scheme.weights.spec(bits, self.weight_axis - weight.ndim)
-            minimum, maximum = min_max(weight, spec.granularity)
-            if not (minimum.isfinite().all() and maximum.isfinite().all()):
+            values = min_max(weight, spec.granularity)
+            if not values.finite:
                 raise BevquantError(f"{self.name}: its weight holds NaN or infinity")
-            self._params[bits] = affine.params_from_range(minimum, maximum, spec)
+            self._params[bits] = affine.params_from_range(values, spec)
         return self._params[bits]
 
     def _weight(self, bits: int) -> Tensor:
         params = self._weight_params(bits)
-        weight = self._float_weight
+        weight = weight_of(self.wrapped)
         if torch.is_grad_enabled() and weight.requires_grad:
             return affine.simulate(weight, params)
         if bits not in self._simulated:
@@ -170,10 +165,10 @@ class QuantLayer(QuantModule):
 
     def _drop_stale(self) -> None:
         """Forget what was computed from a weight that has been changed, moved or replaced."""
-        weight = self._float_weight
-        version = id(weight), weight._version, weight.device, weight.dtype
-        if version != self._version:
-            self._version, self._params, self._simulated = version, {}, {}
+        weight = weight_of(self.wrapped)
+        stamp = id(weight), weight._version, weight.device, weight.dtype
+        if stamp != self._stamp:
+            self._stamp, self._params, self._simulated = stamp, {}, {}
 
 
 class QuantMatMul(QuantModule):
@@ -192,6 +187,14 @@ class QuantMatMul(QuantModule):
 def quant_modules(model: nn.Module) -> list[QuantModule]:
     """Return every quantizable layer of a quantized model, each once, in order of name."""
     return [module for module in model.modules() if isinstance(module, QuantModule)]
+
+
+def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in the place of some, under every name that they have in ``model``."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replacements:
+                setattr(parent, name, replacements[child])
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from bevquant.quant import affine
-from bevquant.quant.affine import QuantParams
-from bevquant.quant.spec import TensorScheme
+from bevquant.quant.affine import QuantParams, Range
+from bevquant.quant.spec import Granularity, TensorScheme
 
 
 class ActivationQuantizer:
@@ -17,15 +17,12 @@ class ActivationQuantizer:
     Attributes:
         scheme: symmetry and granularity.
         channel_axis: channels of the input, counted from the end; ``None`` if it has none.
-        minimum: float32 on the CPU, ``[]`` or ``[C, 1, ...]``; ``None`` before calibration.
-        maximum: likewise.
     """
 
     def __init__(self, scheme: TensorScheme, channel_axis: int | None) -> None:
         self.scheme = scheme
         self.channel_axis = channel_axis
-        self.minimum: Tensor | None = None
-        self.maximum: Tensor | None = None
+        self._range: Range | None = None
         self._params: dict[tuple[int, torch.device], QuantParams] = {}
 
     def __call__(self, x: Tensor, bits: int) -> Tensor:
@@ -33,23 +30,24 @@ class ActivationQuantizer:
         return affine.simulate(x, self.params(bits, x.device))
 
     @property
-    def calibrated(self) -> bool:
-        """Whether there is a range."""
-        return self.minimum is not None
+    def granularity(self) -> Granularity:
+        """What shares one scale."""
+        return self.scheme.granularity(self.channel_axis)
 
-    def set_range(self, minimum: Tensor | None, maximum: Tensor | None) -> None:
-        """Replace the range."""
-        self.minimum, self.maximum = minimum, maximum
-        self._params = {}
+    @property
+    def range(self) -> Range | None:
+        """Range of the values, on the CPU; ``None`` before calibration."""
+        return self._range
+
+    @range.setter
+    def range(self, values: Range | None) -> None:
+        self._range, self._params = values, {}
 
     def params(self, bits: int, device: torch.device) -> QuantParams:
         """Return the grid on ``device``; computed once per bit-width and device."""
-        assert self.minimum is not None
-        assert self.maximum is not None
+        assert self._range is not None
         key = bits, device
         if key not in self._params:
             spec = self.scheme.spec(bits, self.channel_axis)
-            self._params[key] = affine.params_from_range(
-                self.minimum.to(device), self.maximum.to(device), spec
-            )
+            self._params[key] = affine.params_from_range(self._range.to(device), spec)
         return self._params[key]

@@ -53,12 +53,12 @@ class QuantSpec:
         """
         if not self.symmetric:
             return 0
-        return -2 if self.bits == 2 else 1 - 2 ** (self.bits - 1)
+        return -2 if self.bits == 2 else -self.quant_max
 
     @property
     def quant_max(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - self.symmetric)) - 1
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,13 @@ class TensorScheme:
         ``None`` means that the tensor has no channels of fixed number: it is quantized
         per tensor.
         """
-        per_channel = self.per_channel and channel_axis is not None
-        granularity = PerChannel(channel_axis) if per_channel else PerTensor()
-        return QuantSpec(bits, self.symmetric, granularity)
+        return QuantSpec(bits, self.symmetric, self.granularity(channel_axis))
+
+    def granularity(self, channel_axis: int | None) -> Granularity:
+        """Return what shares one scale in a tensor with channels along ``channel_axis``."""
+        if self.per_channel and channel_axis is not None:
+            return PerChannel(channel_axis)
+        return PerTensor()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""Stage 1: the ranges of a network's activations."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from bevquant.errors import BevquantError
+from bevquant.progress import track
+from bevquant.quant.inventory import note_macs
+from bevquant.quant.layers import QuantModule, floating, quant_modules
+from bevquant.quant.observers import MinMax
+from bevquant.quant.running import Forward, call, counting_macs, evaluating
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call) -> None:
+    """Observe the range of every input of every quantizable layer.
+
+    As in the thesis the ranges are those of the float network, over all batches. The
+    thesis gathers them main module by main module, so that no more than one module's
+    activations are held; extremes need no activations held at all and those of one layer
+    do not depend on which others are observed, so that one pass over the batches, in the
+    memory of a float forward pass, finds the same numbers.
+
+    The model runs in evaluation mode. A layer that no batch reaches stays float, and
+    :func:`~bevquant.quant.inventory.unquantized` lists it. On an error the model keeps the
+    ranges it had.
+
+    Args:
+        model: quantized.
+        batches: of any type that ``forward`` takes.
+        forward: runs the model on one batch; ``model(batch)`` by default.
+
+    Raises:
+        BevquantError: ``model`` is not quantized, there is no batch, no layer was reached,
+            or a layer was given NaN or infinity.
+    """
+    layers = quant_modules(model)
+    if not layers:
+        raise BevquantError("calibrate: the model has no quantized layer; call quantize first")
+    observers = {layer: tuple(MinMax(q.granularity) for q in layer.inputs) for layer in layers}
+    count = 0
+
+    def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(layer, QuantModule)
+        inputs: list[Tensor] = [*args, *kwargs.values()][: len(layer.inputs)]
+        for observer, x in zip(observers[layer], inputs, strict=True):
+            observer.update(x)
+            if observer.range is not None and not observer.range.finite:
+                raise BevquantError(f"{layer.name}: NaN or infinity in its input, batch {count}")
+
+    hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers]
+    try:
+        with evaluating(model), floating(model):
+            for batch in track(batches, "calibrate"):
+                with counting_macs(model) if count == 0 else nullcontext() as macs:
+                    forward(model, batch)
+                if macs is not None:
+                    note_macs(model, macs)
+                count += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if count == 0:
+        raise BevquantError("calibrate: there is no batch to calibrate on")
+    if all(observer.range is None for group in observers.values() for observer in group):
+        raise BevquantError("calibrate: no quantized layer was called; does forward run the model?")
+    for layer, group in observers.items():
+        for quantizer, observer in zip(layer.inputs, group, strict=True):
+            quantizer.range = observer.range

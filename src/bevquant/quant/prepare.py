@@ -1,0 +1,92 @@
+"""Putting quantizable layers into a model, changing their bits, and taking them out."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from bevquant.errors import BevquantError
+from bevquant.quant.fold import unfold
+from bevquant.quant.inventory import find_layers, forget_macs, main_module_of
+from bevquant.quant.layers import QuantLayer, QuantMatMul, quant_modules, swap
+from bevquant.quant.policy import BitPolicy
+from bevquant.quant.spec import DEPLOY, Precision, Scheme
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantize(
+    model: Model,
+    precision: Precision | BitPolicy,
+    scheme: Scheme = DEPLOY,
+    main_modules: Sequence[str] | None = None,
+) -> Model:
+    """Swap every layer of ``model`` that can be quantized for a quantizable one, in place.
+
+    The layers run float until :func:`~bevquant.quant.calibrate.calibrate` has seen their
+    inputs. Any module that is called: no tracing, no change of code. What stays float is
+    listed, with the reason, by :func:`~bevquant.quant.inventory.unquantized`.
+
+    Args:
+        model: any module; fold its BatchNorms first.
+        precision: of all layers, or a policy. Layers that it leaves float can be given bits
+            later, without another calibration.
+        scheme: symmetry and granularity.
+        main_modules: dotted names of the parts of the network that a report or a search
+            looks at one by one; its children by default.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        BevquantError: nothing to quantize, quantized already, or a rule or a main module
+            that names nothing.
+    """
+    if quant_modules(model):
+        raise BevquantError("quantize: the model is quantized already; use apply or restore")
+    found = find_layers(model)
+    if not found:
+        raise BevquantError("quantize: the model has no layer that can be quantized")
+    if found[0][0] == "":
+        raise BevquantError("quantize: the model is one layer; wrap it in nn.Sequential(model)")
+    known = dict(model.named_modules())
+    for name in main_modules or ():
+        if name not in known:
+            raise BevquantError(f"quantize: main module {name!r} is no module of the model")
+    assigned = BitPolicy.of(precision).assign(name for name, _, _ in found)
+
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, module, kind in found:
+        layer_type = QuantMatMul if kind.weight_axis is None else QuantLayer
+        layer = layer_type(module, name, main_module_of(name, main_modules), kind, scheme)
+        layer.training = module.training
+        layer.precision = assigned[name]
+        replacements[module] = layer
+    swap(model, replacements)
+    return model
+
+
+def apply(model: Model, precision: Precision | BitPolicy) -> Model:
+    """Change the bits of the layers of a quantized model; no new calibration is needed.
+
+    Raises:
+        BevquantError: ``model`` is not quantized, or a rule matches no layer.
+    """
+    layers = quant_modules(model)
+    if not layers:
+        raise BevquantError("apply: the model has no quantized layer; call quantize first")
+    assigned = BitPolicy.of(precision).assign(layer.name for layer in layers)
+    for layer in layers:
+        layer.precision = assigned[layer.name]
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Take out all that quantize, calibrate and fold_batchnorm put in.
+
+    What is left are the float modules that were there before, the objects themselves.
+    """
+    swap(model, {layer: layer.wrapped for layer in quant_modules(model)})
+    unfold(model)
+    forget_macs(model)
+    return model

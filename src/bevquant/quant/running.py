@@ -1,0 +1,70 @@
+"""Running a user's model: how, in which mode, and what it computes where."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Runs a model on one batch of any type; what it returns is not looked at."""
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Return ``model(batch)``: the :data:`Forward` of a model that takes its batch whole."""
+    return model(batch)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into evaluation mode, without gradients, for a ``with`` block."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def counting_macs(model: nn.Module) -> Iterator[Counter[nn.Module]]:
+    """Count multiply-accumulates while a ``with`` block runs ``model``.
+
+    Yields the count of each module, filled as the block runs: convolutions and matrix
+    products (PyTorch's flop counter, so zero padding counts) that its own code computes,
+    without those of the modules it calls.
+    """
+    macs: Counter[nn.Module] = Counter()
+    running = [model]
+    counted = 0
+
+    def settle() -> None:
+        nonlocal counted
+        total = counter.get_total_flops()
+        macs[running[-1]] += (total - counted) // 2
+        counted = total
+
+    def enter(module: nn.Module, _: Any) -> None:
+        settle()
+        running.append(module)
+
+    def leave(*_: Any) -> None:
+        settle()
+        running.pop()
+
+    hooks = []
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield macs
+            settle()
+    finally:
+        for hook in hooks:
+            hook.remove()
