@@ -51,6 +51,17 @@ def test_images_are_the_files_in_camera_order(world: NuScenesDataset, frame: Fra
         assert image.dtype == np.uint8
 
 
+def test_beam_step_keeps_the_points_of_every_other_ring(tiny_world: Path, frame: Frame):
+    halved = NuScenesDataset(tiny_world, VERSION, "world_val", sweeps=0, beam_step=2)
+    record = halved.devkit.get(
+        "sample_data", halved.devkit.get("sample", frame.token)["data"]["LIDAR_TOP"]
+    )
+    file = np.fromfile(tiny_world / record["filename"], dtype=np.float32).reshape(-1, 5)
+    even = file[np.isin(file[:, 4], range(0, 32, 2))]
+    assert 0 < len(even) < len(file)
+    np.testing.assert_array_equal(halved.frame(1).points[:, :4], even[:, :4])
+
+
 @pytest.mark.parametrize("camera", range(6))
 def test_points_meet_the_pixels_the_devkit_puts_them_on(
     world: NuScenesDataset, frame: Frame, camera: int

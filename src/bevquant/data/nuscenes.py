@@ -29,6 +29,7 @@ class NuScenesDataset:
         split: the name of the split.
         sweeps: how many earlier LiDAR sweeps a frame gets at most (fewer at the start of
             a scene).
+        beam_step: 1 for all LiDAR beams; 2 keeps every other ring, as an ablation.
         tokens: sample tokens in the order of the sample table.
 
     Raises:
@@ -38,12 +39,20 @@ class NuScenesDataset:
     """
 
     def __init__(
-        self, root: Path, version: str, split: str, *, sweeps: int, limit: int | None = None
+        self,
+        root: Path,
+        version: str,
+        split: str,
+        *,
+        sweeps: int,
+        limit: int | None = None,
+        beam_step: int = 1,
     ) -> None:
         """Open ``split`` of ``root/version``; with ``limit`` only its first frames."""
         self.devkit: NuScenes = open_tables(root, version)
         self.split = split
         self.sweeps = sweeps
+        self.beam_step = beam_step
         self.tokens: tuple[str, ...] = split_tokens(self.devkit, split)[:limit]
         self._folder = root / version
         self._root = root
@@ -123,7 +132,7 @@ class NuScenesDataset:
 
     def _points(self, token: str, global2lidar: Array) -> Array:
         key, *earlier = self._lidar_records(token)
-        points = read_points(self._path(key))
+        points = self._beams(key)
         points[:, 4] = 0
         clouds = [points]
         for record in earlier:

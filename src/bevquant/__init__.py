@@ -1,0 +1,1 @@
+"""Quantize camera-LiDAR perception networks, and measure what they still see."""
