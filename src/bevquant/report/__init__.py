@@ -1,0 +1,1 @@
+"""The report of a run: its figures, its pictures, one page that holds them."""

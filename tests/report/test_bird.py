@@ -1,0 +1,56 @@
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from nuscenes.utils.data_classes import Box
+from pyquaternion import Quaternion
+
+from bevquant.report.bird import corners, draw_float, draw_quantized
+from bevquant.report.scene import FramePicture
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.4, 2.0, -3.0])
+def test_corners_are_the_devkits(yaw: float) -> None:
+    box = np.array([3.0, -8.0, 1.0, 4.5, 1.9, 1.6, yaw])
+    rotation = Quaternion(axis=[0, 0, 1], radians=yaw)
+    devkit = Box([3.0, -8.0, 1.0], [1.9, 4.5, 1.6], rotation).corners()[:2, [0, 1, 5, 4]].T
+    ours = corners(box)
+    assert {tuple(c) for c in ours.round(6)} == {tuple(c) for c in devkit.round(6)}
+    front = ours[:2].mean(axis=0) - box[:2]
+    assert front == pytest.approx(2.25 * np.array([np.cos(yaw), np.sin(yaw)]))
+
+
+def badges(svg: str) -> dict[str, str]:
+    """Return the label of each badge with its kind."""
+    root = ElementTree.fromstring(svg)
+    groups = [group for group in root.iter("g") if "badge" in group.get("class", "")]
+    return {str(group.findtext("text")): str(group.get("class")) for group in groups}
+
+
+def test_lost_objects_are_marked_by_label_dashes_and_cross(
+    pictures: tuple[FramePicture, ...],
+) -> None:
+    picture = pictures[0]
+    change = picture.compare()
+    before, after = draw_float(picture, change), draw_quantized(picture, change)
+    lost = {f"L{number}": "badge lost" for number in (1, 2, 3)}
+    assert badges(before) == lost
+    assert badges(after) == lost | {"N1": "badge false", "N2": "badge false"}
+    assert after.count('class="cross"') == 3 and 'class="cross"' not in before
+    outlines = {path.get("class"): path.get("d", "") for path in ElementTree.fromstring(after)}
+    assert outlines["lost"].count("Z") == 3
+    assert outlines["false"].count("Z") == 2
+    assert outlines["found"].count("Z") == 27
+    assert outlines["truth"].count("Z") == 34
+
+
+def test_dots_are_the_points(pictures: tuple[FramePicture, ...]) -> None:
+    picture = pictures[0]
+    svg = ElementTree.fromstring(draw_float(picture, picture.compare()))
+    path = next(path.get("d", "") for path in svg if path.get("class") == "points")
+    steps = [[int(x), int(y)] for x, y in re.findall(r"m(-?\d+) (-?\d+)h0", path)]
+    dots = np.cumsum(steps, axis=0) * 0.25
+    assert len(dots) > 3000
+    distances = np.linalg.norm(dots[::40, None] - picture.points[None], axis=-1).min(axis=1)
+    assert distances.max() <= 0.25 / np.sqrt(2) + 1e-6
