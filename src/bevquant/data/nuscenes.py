@@ -138,10 +138,14 @@ class NuScenesDataset:
         for record in earlier:
             seconds = (key["timestamp"] - record["timestamp"]) * 1e-6
             sweep2key = global2lidar @ self._sensor2global(record)
-            clouds.append(compensate(read_points(self._path(record)), sweep2key, seconds))
+            clouds.append(compensate(self._beams(record), sweep2key, seconds))
         # Where a scene has no earlier sweep, mmdetection3d repeats the key frame instead
         # (pad_empty_sweeps); copies add nothing, and are left out here.
         return np.concatenate(clouds)
+
+    def _beams(self, record: dict[str, Any]) -> Array:
+        points = read_points(self._path(record))
+        return points if self.beam_step == 1 else points[points[:, 4] % self.beam_step == 0]
 
     def _boxes(self, token: str, global2lidar: Array) -> tuple[Boxes, Array]:
         records, labels = [], []
