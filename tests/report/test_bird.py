@@ -1,11 +1,14 @@
+import dataclasses
 import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
+from bevquant.data.frame import Boxes
 from bevquant.report.bird import corners, draw_float, draw_quantized
 from bevquant.report.scene import FramePicture
 
@@ -54,3 +57,19 @@ def test_dots_are_the_points(pictures: tuple[FramePicture, ...]) -> None:
     assert len(dots) > 3000
     distances = np.linalg.norm(dots[::40, None] - picture.points[None], axis=-1).min(axis=1)
     assert distances.max() <= 0.25 / np.sqrt(2) + 1e-6
+
+
+def test_labels_of_neighbours_do_not_cover_each_other(
+    pictures: tuple[FramePicture, ...],
+) -> None:
+    row = Boxes(
+        torch.tensor([[x, 20.0, 0, 2, 1, 1, 0, 0, 0] for x in range(0, 10, 2)]).float(),
+        torch.zeros(5, dtype=torch.int64),
+    )
+    sure = Boxes(row.values, row.labels, torch.full((5,), 0.9))
+    none = Boxes(row.values[:0], row.labels[:0], torch.zeros(0))
+    picture = dataclasses.replace(pictures[0], truth=row, float_=sure, quantized=none)
+    svg = ElementTree.fromstring(draw_quantized(picture, picture.compare()))
+    corners = np.array([[float(r.get("x", "")), float(r.get("y", ""))] for r in svg.iter("rect")])
+    apart = np.abs(corners[:, None] - corners[None])[~np.eye(5, dtype=bool)]
+    assert (apart >= (5.8, 4.0)).any(axis=1).all()

@@ -27,7 +27,7 @@ def test_far_apart_objects_compare_as_sets(
     truth: set[int], float_: set[int], quantized: set[int]
 ) -> None:
     change = compare(
-        boxes(sorted(truth)), boxes(sorted(float_), 0.4), boxes(sorted(quantized), -0.4), 0.5
+        boxes(sorted(truth)), boxes(sorted(float_), 0.4), boxes(sorted(quantized), -0.4), 0.5, 54.0
     )
     assert cells(change.found) == truth & quantized
     assert change.found_by_float == len(truth & float_)
@@ -39,7 +39,9 @@ def test_far_apart_objects_compare_as_sets(
 
 
 def test_an_unsure_box_finds_nothing() -> None:
-    change = compare(boxes([3]), boxes([3], score=0.5), boxes([3], score=0.49), min_score=0.5)
+    change = compare(
+        boxes([3]), boxes([3], score=0.5), boxes([3], score=0.49), min_score=0.5, reach=54.0
+    )
     assert change.lost.scores is not None
     assert change.lost.scores.tolist() == [0.5]
     assert not len(change.found) and not len(change.kept)
@@ -48,5 +50,12 @@ def test_an_unsure_box_finds_nothing() -> None:
 def test_a_box_of_another_class_finds_nothing() -> None:
     other = boxes([3])
     other = Boxes(other.values, other.labels + 1, other.scores)
-    change = compare(boxes([3]), boxes([3]), other, min_score=0.5)
+    change = compare(boxes([3]), boxes([3]), other, min_score=0.5, reach=54.0)
     assert (len(change.lost), len(change.new_false)) == (1, 1)
+
+
+def test_what_lies_beyond_reach_does_not_count() -> None:
+    corner, middle = CELLS.index((20, 20)), CELLS.index((4, -4))
+    both = boxes([corner, middle])
+    change = compare(both, both, boxes([]), min_score=0.5, reach=15.0)
+    assert cells(change.truth) == cells(change.lost) == {middle}

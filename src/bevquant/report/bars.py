@@ -31,8 +31,8 @@ def bars(rows: Sequence[Row]) -> Markup:
         f'<line class="reference" x1="{reference}" x2="{reference}" y1="0" y2="{height}"/>',
         *(
             f'<text class="name" y="{top + 14}">{escape(row.name)}</text>'
-            + _bar("nds", top + 20, 16, top + 31, row.metrics.NDS, scale)
-            + _bar("map", top + 37, 9, top + 47, row.metrics.mAP, scale)
+            + _bar("nds", top + 20, 16, row.metrics.NDS, scale)
+            + _bar("map", top + 37, 9, row.metrics.mAP, scale)
             for top, row in zip(range(0, height, _ROW), rows, strict=True)
         ),
         "</svg>",
@@ -40,9 +40,10 @@ def bars(rows: Sequence[Row]) -> Markup:
     return Markup("".join(drawn))
 
 
-def _bar(kind: str, top: int, height: int, baseline: int, value: float, scale: float) -> str:
+def _bar(kind: str, top: int, height: int, value: float, scale: float) -> str:
     width = f"{value * scale:.2f}%"
+    middle = top + height / 2
     return (
         f'<rect class="{kind}" y="{top}" width="{width}" height="{height}"/>'
-        f'<text class="{kind}" x="{width}" dx="7" y="{baseline}">{value:.3f}</text>'
+        f'<text class="{kind}" x="{width}" dx="7" y="{middle}">{value:.3f}</text>'
     )

@@ -1,5 +1,7 @@
 """A frame from above as SVG in metres, the car in the middle and looking up."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from markupsafe import Markup, escape
 
@@ -8,6 +10,8 @@ from bevquant.report.compare import Comparison
 from bevquant.report.scene import FramePicture
 
 _RINGS = (10, 20, 30, 40, 50)
+_DIAGONAL = 0.5**0.5
+"""Rings are labelled behind and to the right, where roads seldom run."""
 _CELL = 0.25
 """Metres; LiDAR points that share a cell are drawn once."""
 _MOST_POINTS = 6000
@@ -15,8 +19,8 @@ _MOST_POINTS = 6000
 
 def draw_float(picture: FramePicture, change: Comparison) -> Markup:
     """Return the float network's boxes; objects that quantization loses carry their mark."""
-    drawn = _outlines(change.float_, "found") + _badges(change.lost, "L", picture.reach)
-    return _scene(picture, "float", drawn)
+    drawn = _outlines(change.float_, "found") + _badges({"L": change.lost}, picture.reach)
+    return _scene(picture, change, "float", drawn)
 
 
 def draw_quantized(picture: FramePicture, change: Comparison) -> Markup:
@@ -26,10 +30,9 @@ def draw_quantized(picture: FramePicture, change: Comparison) -> Markup:
         + _outlines(change.new_false, "false")
         + _outlines(change.lost, "lost")
         + "".join(_cross(box) for box in change.lost.values.numpy())
-        + _badges(change.lost, "L", picture.reach)
-        + _badges(change.new_false, "N", picture.reach)
+        + _badges({"L": change.lost, "N": change.new_false}, picture.reach)
     )
-    return _scene(picture, picture.quantized_name, drawn)
+    return _scene(picture, change, picture.quantized_name, drawn)
 
 
 def corners(box: Array) -> Array:
@@ -40,11 +43,12 @@ def corners(box: Array) -> Array:
     return np.asarray(box[:2] + offsets)
 
 
-def _scene(picture: FramePicture, name: str, drawn: str) -> Markup:
+def _scene(picture: FramePicture, change: Comparison, name: str, drawn: str) -> Markup:
     """Return ``drawn`` over range rings, LiDAR points, annotated objects and the car."""
     reach = picture.reach
     rings = "".join(
-        f'<circle r="{radius}"/><text x="0.8" y="{-radius + 3.2}">{radius} m</text>'
+        f'<circle r="{radius}"/>'
+        f'<text x="{radius * _DIAGONAL:.2f}" y="{radius * _DIAGONAL:.2f}">{radius} m</text>'
         for radius in _RINGS
         if radius < reach
     )
@@ -54,7 +58,7 @@ def _scene(picture: FramePicture, name: str, drawn: str) -> Markup:
         f'<g class="rings">{rings}</g>'
         f'<path class="points" transform="scale({_CELL} {-_CELL})" '
         f'd="{_dots(picture.points, reach)}"/>'
-        f"{_outlines(picture.truth, 'truth')}"
+        f"{_outlines(change.truth, 'truth')}"
         '<path class="ego" d="M0 -2.6L1 -1.2V2.2H-1V-1.2Z"/>'
         f"{drawn}</svg>"
     )
@@ -90,19 +94,38 @@ def _cross(box: Array) -> str:
     )
 
 
-def _badges(boxes: Boxes, letter: str, reach: float) -> str:
-    """Return a numbered label per box, on its far side and tied to it by a line."""
-    kind = {"L": "lost", "N": "false"}[letter]
-    drawn = []
-    for number, box in enumerate(boxes.values.numpy(), 1):
-        centre = np.array([box[0], -box[1]])
-        outward = centre / max(float(np.linalg.norm(centre)), 1e-6)
-        edge = reach - 3
-        x, y = np.clip(centre + outward * (3.5 + box[3] / 2), -edge, edge)
-        drawn.append(
-            f'<g class="badge {kind}"><line x1="{centre[0]:.2f}" y1="{centre[1]:.2f}" '
-            f'x2="{x:.2f}" y2="{y:.2f}"/><rect x="{x - 2.9:.2f}" y="{y - 2:.2f}" '
-            f'width="5.8" height="4" rx="1.4"/>'
-            f'<text x="{x:.2f}" y="{y + 1.15:.2f}">{letter}{number}</text></g>'
-        )
-    return "".join(drawn)
+def _badges(marked: Mapping[str, Boxes], reach: float) -> str:
+    """Return a label per box, lost (L1, L2...) or new false (N1...), tied to it by a line."""
+    centres = [
+        (letter, number, np.array([box[0], -box[1]]))
+        for letter, boxes in marked.items()
+        for number, box in enumerate(boxes.values.numpy(), 1)
+    ]
+    places = _places([centre for _, _, centre in centres], reach - 3)
+    return "".join(
+        f'<g class="badge {"lost" if letter == "L" else "false"}">'
+        f'<line x1="{x:.2f}" y1="{y:.2f}" x2="{left:.2f}" y2="{top:.2f}"/>'
+        f'<rect x="{left - 2.9:.2f}" y="{top - 2:.2f}" width="5.8" height="4" rx="1.4"/>'
+        f'<text x="{left:.2f}" y="{top + 1.15:.2f}">{letter}{number}</text></g>'
+        for (letter, number, (x, y)), (left, top) in zip(centres, places, strict=True)
+    )
+
+
+def _places(centres: Sequence[Array], edge: float) -> list[Array]:
+    """Return for each object a nearby place for its label, clear of the others if it can be.
+
+    The first choice is the side away from the car; then around the object, then farther off.
+    """
+    taken = list(centres)
+    places: list[Array] = []
+    for x, y in centres:
+        outward = np.arctan2(y, x)
+        options = [
+            np.clip((x + far * np.cos(turn), y + far * np.sin(turn)), -edge, edge)
+            for far in (5.5, 9.0, 12.5)
+            for turn in outward + np.deg2rad((0, 45, -45, 90, -90, 135, -135))
+        ]
+        free = (p for p in options if all((np.abs(p - t) > (6.2, 4.4)).any() for t in taken))
+        places.append(next(free, options[0]))
+        taken.append(places[-1])
+    return places

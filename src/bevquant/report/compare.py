@@ -14,6 +14,7 @@ class Comparison:
     """One frame as two networks saw it; lost and false boxes are sorted nearest first.
 
     Attributes:
+        truth: annotated objects.
         float_: boxes of the float network that are sure enough.
         found: annotated objects that the quantized network found.
         found_by_float: number of annotated objects that the float network found.
@@ -23,6 +24,7 @@ class Comparison:
             false box of the float network either.
     """
 
+    truth: Boxes
     float_: Boxes
     found: Boxes
     found_by_float: int
@@ -31,15 +33,28 @@ class Comparison:
     new_false: Boxes
 
 
-def compare(truth: Boxes, float_: Boxes, quantized: Boxes, min_score: float) -> Comparison:
-    """Compare what two networks made of one frame, by their boxes of at least ``min_score``."""
-    float_, quantized = _sure(float_, min_score), _sure(quantized, min_score)
+def compare(
+    truth: Boxes, float_: Boxes, quantized: Boxes, min_score: float, reach: float
+) -> Comparison:
+    """Compare what two networks made of one frame.
+
+    Args:
+        truth: annotated objects.
+        float_: boxes of the float network.
+        quantized: boxes of the quantized network.
+        min_score: boxes scored below do not count.
+        reach: objects and boxes farther than this from the car along x or y, in metres,
+            do not count.
+    """
+    truth = _within(truth, reach)
+    float_, quantized = (_sure(_within(boxes, reach), min_score) for boxes in (float_, quantized))
     by_float, by_quantized = match(float_, truth), match(quantized, truth)
     lost = torch.isin(by_float.found[:, 1], by_quantized.lost)
     box, objects = by_float.found[lost].T
     false = by_quantized.false
     new = false[match(_take(quantized, false), _take(float_, by_float.false)).false]
     return Comparison(
+        truth=truth,
         float_=float_,
         found=_take(truth, by_quantized.found[:, 1]),
         found_by_float=len(by_float.found),
@@ -47,6 +62,10 @@ def compare(truth: Boxes, float_: Boxes, quantized: Boxes, min_score: float) -> 
         kept=_take(quantized, _others(new, len(quantized))),
         new_false=_nearest_first(_take(quantized, new)),
     )
+
+
+def _within(boxes: Boxes, reach: float) -> Boxes:
+    return _take(boxes, (boxes.values[:, :2].abs() < reach).all(dim=1).nonzero()[:, 0])
 
 
 def _sure(boxes: Boxes, min_score: float) -> Boxes:

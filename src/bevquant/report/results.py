@@ -175,7 +175,7 @@ class Picture(_Figures):
     """Name of the quantized network in the picture."""
     min_score: Share
     objects: Count
-    """Ground truth."""
+    """Annotated within the picture."""
     found_by_float: Count
     found_by_quantized: Count
     lost: tuple[MarkedObject, ...]

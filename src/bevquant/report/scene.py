@@ -26,7 +26,7 @@ class CameraView:
 
 @dataclass(frozen=True)
 class FramePicture:
-    """One frame as two networks saw it, in the LiDAR frame of the key frame.
+    """One frame as two networks saw it, in the LiDAR frame of the key frame; all on the CPU.
 
     Attributes:
         title: what the reader knows the frame by, such as scene, time and weather.
@@ -37,7 +37,8 @@ class FramePicture:
         quantized: boxes of the quantized network.
         quantized_name: what the page calls the quantized network.
         min_score: boxes scored below are neither drawn nor counted as found.
-        reach: metres from the car to the edge of the picture.
+        reach: metres from the car to the edge of the picture; what lies beyond does not
+            count, for the networks see no farther.
     """
 
     title: str
@@ -52,7 +53,7 @@ class FramePicture:
 
     def compare(self) -> Comparison:
         """Return what quantization changed in this frame."""
-        return compare(self.truth, self.float_, self.quantized, self.min_score)
+        return compare(self.truth, self.float_, self.quantized, self.min_score, self.reach)
 
 
 def count(picture: FramePicture) -> Picture:
@@ -62,7 +63,7 @@ def count(picture: FramePicture) -> Picture:
         title=picture.title,
         quantized=picture.quantized_name,
         min_score=picture.min_score,
-        objects=len(picture.truth),
+        objects=len(change.truth),
         found_by_float=change.found_by_float,
         found_by_quantized=len(change.found),
         lost=_marked(change.lost),
