@@ -96,7 +96,7 @@ def params_from_range(values: Range, spec: QuantSpec) -> QuantParams:
 
 def _steps(x: Tensor, params: QuantParams) -> Tensor:
     """Return ``code - zero_point`` as a new float tensor; ``x`` is left alone."""
-    steps = x.to(torch.promote_types(x.dtype, torch.float32)).div(params.scale).round_()
+    steps = x.float().div(params.scale).round_()
     low, high = params.bounds
     # Several times faster than clamp_ where the bounds differ from channel to channel.
     torch.maximum(steps, low, out=steps)

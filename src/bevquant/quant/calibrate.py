@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.progress import track
-from bevquant.quant.inventory import note_macs
+from bevquant.quant.inventory import macs_by_name, set_macs
 from bevquant.quant.layers import QuantModule, floating, quant_modules
 from bevquant.quant.observers import MinMax
 from bevquant.quant.running import Forward, call, counting_macs, evaluating
@@ -57,7 +57,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call)
                 with counting_macs(model) if count == 0 else nullcontext() as macs:
                     forward(model, batch)
                 if macs is not None:
-                    note_macs(model, macs)
+                    set_macs(model, macs_by_name(model, macs))
                 count += 1
     finally:
         for hook in hooks:

@@ -59,11 +59,11 @@ def layers(model: nn.Module, batch: Any = None, forward: Forward = call) -> list
     Once a forward pass has been watched (here, with ``batch``, or by calibrate) they have
     their MACs and come in the order of their first call; before, in that of definition.
     """
-    macs = _macs(model)
+    macs = macs_of(model)
     if batch is not None:
         with evaluating(model), counting_macs(model) as counted:
             forward(model, batch)
-        macs = _by_name(model, counted)
+        macs = macs_by_name(model, counted)
     infos = []
     for name, module, kind in find_layers(model):
         quant = module if isinstance(module, QuantModule) else None
@@ -93,21 +93,22 @@ def unquantized(model: nn.Module) -> list[Unquantized]:
     product of two activations that is no layer, and, once the model is calibrated, every
     module that computes products in its own code (attention written with ``@``, say).
     """
-    macs = _macs(model) or {}
+    macs = macs_of(model) or {}
     calibrated = any(layer.calibrated for layer in quant_modules(model))
     found = []
     for name, module in _walk(model):
         if isinstance(module, QuantModule):
             reason = _why_layer_float(module, calibrated)
         elif kind_of(module) is not None:
-            reason = "not in the model when it was quantized"
+            reason = "quantize has not been called on it"
         elif any(True for _ in module.parameters(recurse=False)):
             reason = why_float(module)
         elif macs.get(name):
-            reason = f"{macs[name]:,} MACs in its own code; bevquant.nn.MatMul makes it a layer"
+            reason = "products of activations in its own code; use bevquant.nn.MatMul"
         else:
             continue
         if reason is not None:
+            reason += f" ({macs[name]:,} MACs)" if macs.get(name) else ""
             kind = module.wrapped if isinstance(module, QuantModule) else module
             found.append(Unquantized(name, type(kind).__name__, reason))
     return found
@@ -134,21 +135,24 @@ def main_module_of(name: str, main_modules: Sequence[str] | None) -> str:
     return max(inside, key=len, default="")
 
 
-def note_macs(model: nn.Module, macs: Mapping[nn.Module, int]) -> None:
-    """Keep what one forward pass was seen to compute, for :func:`layers` to tell."""
-    model.__dict__[_MACS] = _by_name(model, macs)
+def macs_of(model: nn.Module) -> dict[str, int] | None:
+    """Return the MACs that each module's own code was last seen to compute, by name.
 
-
-def forget_macs(model: nn.Module) -> None:
-    """Drop what :func:`note_macs` kept."""
-    model.__dict__.pop(_MACS, None)
-
-
-def _macs(model: nn.Module) -> dict[str, int] | None:
+    In the order of their calls; ``None`` if no forward pass of ``model`` has been watched.
+    """
     return model.__dict__.get(_MACS)
 
 
-def _by_name(model: nn.Module, macs: Mapping[nn.Module, int]) -> dict[str, int]:
+def set_macs(model: nn.Module, macs: dict[str, int] | None) -> None:
+    """Keep, or forget, what :func:`macs_of` returns."""
+    if macs is None:
+        model.__dict__.pop(_MACS, None)
+    else:
+        model.__dict__[_MACS] = macs
+
+
+def macs_by_name(model: nn.Module, macs: Mapping[nn.Module, int]) -> dict[str, int]:
+    """Name the modules; what is inside a layer counts as the layer."""
     names = {}
     for name, module in _walk(model):
         names[module] = name
@@ -166,7 +170,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if layer is not None and name.startswith(layer):
             continue
-        layer = f"{name}." if _is_layer(module) else None
+        layer = name and f"{name}." if _is_layer(module) else None
         yield name, module
 
 

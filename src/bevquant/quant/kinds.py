@@ -106,4 +106,4 @@ def why_float(module: nn.Module) -> str:
         if isinstance(module, layer):
             return f"overrides the forward of {layer.__name__}, so what it computes is unknown"
     names = ", ".join(name for name, _ in module.named_parameters(recurse=False))
-    return f"no quantized form of this module is known (parameters {names})"
+    return f"its own code uses its parameters {names}"

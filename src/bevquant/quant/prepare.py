@@ -7,7 +7,7 @@ from torch import nn
 
 from bevquant.errors import BevquantError
 from bevquant.quant.fold import unfold
-from bevquant.quant.inventory import find_layers, forget_macs, main_module_of
+from bevquant.quant.inventory import find_layers, main_module_of, set_macs
 from bevquant.quant.layers import QuantLayer, QuantMatMul, quant_modules, swap
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
@@ -88,5 +88,5 @@ def restore(model: Model) -> Model:
     """
     swap(model, {layer: layer.wrapped for layer in quant_modules(model)})
     unfold(model)
-    forget_macs(model)
+    set_macs(model, None)
     return model

@@ -1,0 +1,199 @@
+from fractions import Fraction
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from bevquant.quant.affine import (
+    QuantParams,
+    Range,
+    dequantize,
+    params_from_range,
+    quantize,
+    simulate,
+)
+from bevquant.quant.spec import PerChannel, PerTensor, QuantSpec
+
+BITS = st.sampled_from((2, 3, 4, 6, 8, 16))
+FLOATS = st.floats(-1e4, 1e4, width=32)
+SCALES = st.floats(2.0**-20, 2.0**10, width=32)
+
+
+@st.composite
+def params(draw: st.DrawFn, scales: st.SearchStrategy[float] = SCALES) -> QuantParams:
+    spec = QuantSpec(draw(BITS), draw(st.booleans()), PerTensor())
+    zero = 0 if spec.symmetric else draw(st.integers(spec.quant_min, spec.quant_max))
+    scale = torch.tensor(draw(scales), dtype=torch.float32)
+    return QuantParams(scale, torch.tensor(zero).int(), spec.quant_min, spec.quant_max)
+
+
+@st.composite
+def values(draw: st.DrawFn, scale: float) -> torch.Tensor:
+    """Any values, and values half way between two codes or next to that."""
+    ties = st.integers(-40000, 40000).map(lambda n: float(np.float32((n + 0.5) * scale)))
+    near = st.tuples(ties, st.sampled_from((-np.inf, np.inf))).map(
+        lambda pair: float(np.nextafter(np.float32(pair[0]), np.float32(pair[1])))
+    )
+    return torch.tensor(draw(st.lists(FLOATS | ties | near, min_size=1, max_size=20)))
+
+
+def exact_code(x: float, params: QuantParams) -> int:
+    """Integers and fractions only, after the one float32 division that defines the codes."""
+    quotient = Fraction(float(np.float32(x) / np.float32(params.scale.item())))
+    code = round(quotient) + int(params.zero_point)  # Python rounds halves to even
+    return min(max(code, params.quant_min), params.quant_max)
+
+
+@given(st.data())
+def test_codes_and_values_are_those_of_exact_integer_arithmetic(data: st.DataObject) -> None:
+    grid = data.draw(params())
+    x = data.draw(values(grid.scale.item()))
+    before = x.clone()
+    codes = quantize(x, grid)
+    assert codes.dtype == torch.int32
+    assert codes.tolist() == [exact_code(value, grid) for value in x.tolist()]
+    scale = Fraction(grid.scale.item())
+    exact = [float(scale * (code - int(grid.zero_point))) for code in codes.tolist()]
+    expected = torch.tensor(exact, dtype=torch.float64).float()
+    assert torch.equal(dequantize(codes, grid), expected)
+    assert torch.equal(simulate(x, grid), expected)
+    assert torch.equal(x, before)
+
+
+@given(st.data())
+def test_on_a_power_of_two_scale_ties_go_to_the_even_code(data: st.DataObject) -> None:
+    grid = data.draw(params(st.integers(-10, 5).map(lambda n: 2.0**n)))
+    n = data.draw(st.integers(grid.quant_min, grid.quant_max - 1)) - int(grid.zero_point)
+    x = torch.tensor([(n + 0.5) * grid.scale.item()])
+    step = int(quantize(x, grid) - grid.zero_point)
+    assert step in (n, n + 1)
+    assert step % 2 == 0
+
+
+@given(st.data())
+def test_torchs_reference_agrees_where_its_reciprocal_is_exact(data: st.DataObject) -> None:
+    grid = data.draw(params(st.integers(-10, 5).map(lambda n: 2.0**n)))
+    x = data.draw(values(grid.scale.item()))
+    zero = int(grid.zero_point)
+    expected = torch.fake_quantize_per_tensor_affine(
+        x, grid.scale.item(), zero, grid.quant_min, grid.quant_max
+    )
+    assert torch.equal(simulate(x, grid), expected)
+
+
+UNSIGNED = {4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}
+
+
+@cache
+def onnx_reference(bits: int) -> ReferenceEvaluator:
+    """QuantizeLinear and DequantizeLinear per channel, in the type that the bits fill."""
+    kind = UNSIGNED[bits]
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=1),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=1),
+        ],
+        "reference",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("z", kind, None),
+        ],
+        [
+            helper.make_tensor_value_info("q", kind, None),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        ],
+    )
+    return ReferenceEvaluator(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    )
+
+
+@given(st.sampled_from((4, 8, 16)), st.data())
+def test_onnx_reference_operators_agree(bits: int, data: st.DataObject) -> None:
+    spec = QuantSpec(bits, False, PerChannel(-2))
+    # The reference casts to int32 before it saturates, so quotients must fit.
+    scales = st.floats(2.0**-15, 2.0**10, width=32)
+    scale = torch.tensor(data.draw(st.lists(scales, min_size=2, max_size=2)))
+    zero = torch.tensor([data.draw(st.integers(0, spec.quant_max)) for _ in range(2)]).int()
+    grid = QuantParams(scale[:, None], zero[:, None], spec.quant_min, spec.quant_max)
+    x = torch.stack([data.draw(values(s)).repeat(20)[:20] for s in scale.tolist()])[None]
+    dtype = helper.tensor_dtype_to_np_dtype(UNSIGNED[bits])
+    feed = {"x": x.numpy(), "s": scale.numpy(), "z": zero.numpy().astype(dtype)}
+    codes, restored = onnx_reference(bits).run(None, feed)
+    assert quantize(x, grid).tolist() == codes.astype(int).tolist()
+    assert torch.equal(simulate(x, grid), torch.from_numpy(restored))
+
+
+@given(FLOATS, FLOATS, BITS, st.booleans())
+def test_a_grid_from_a_range_keeps_zero_and_errs_by_half_a_step(
+    a: float, b: float, bits: int, symmetric: bool
+) -> None:
+    low, high = sorted((a, b))
+    grid = params_from_range(
+        Range(torch.tensor(low), torch.tensor(high)), QuantSpec(bits, symmetric, PerTensor())
+    )
+    scale = grid.scale.item()
+    assert scale > 0
+    assert grid.quant_min <= grid.zero_point <= grid.quant_max
+    assert simulate(torch.zeros(1), grid) == 0
+    if low >= 0 or symmetric:
+        assert grid.zero_point == 0
+    x = torch.linspace(low, high, 101)
+    # Rounding the zero point may push one end of an asymmetric range half a step off its code.
+    steps = 0.5 if symmetric else 1.0
+    assert (simulate(x, grid) - x).abs().max() <= scale * (steps + 1e-4) + 1e-7 * abs(x).max()
+
+
+def test_two_symmetric_bits_use_four_levels() -> None:
+    grid = params_from_range(
+        Range(torch.tensor(-3.0), torch.tensor(3.0)), QuantSpec(2, True, PerTensor())
+    )
+    levels = simulate(torch.linspace(-3, 3, 101), grid).unique()
+    assert levels.tolist() == [-4.0, -2.0, 0.0, 2.0]
+
+
+def test_a_range_too_small_for_a_scale_becomes_zero() -> None:
+    for extreme in (0.0, 1e-39):
+        grid = params_from_range(
+            Range(torch.tensor(-extreme), torch.tensor(extreme)), QuantSpec(8, True, PerTensor())
+        )
+        assert grid.scale == 1
+        assert simulate(torch.tensor([extreme]), grid) == 0
+
+
+def test_a_range_of_the_largest_floats_does_not_overflow() -> None:
+    top = torch.finfo(torch.float32).max
+    grid = params_from_range(
+        Range(torch.tensor(-top), torch.tensor(top)), QuantSpec(8, False, PerTensor())
+    )
+    assert grid.scale.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_are_rounded_in_float32(dtype: torch.dtype) -> None:
+    x = torch.linspace(-3, 3, 1001).to(dtype)
+    grid = QuantParams(torch.tensor(0.01), torch.tensor(300, dtype=torch.int32), 0, 65535)
+    assert torch.equal(quantize(x, grid), quantize(x.float(), grid))
+    assert torch.equal(simulate(x, grid), simulate(x.float(), grid).to(dtype))
+
+
+def test_nan_stays_nan() -> None:
+    grid = QuantParams(torch.tensor(0.1), torch.tensor(0, dtype=torch.int32), 0, 255)
+    assert simulate(torch.tensor([float("nan")]), grid).isnan().all()
+
+
+def test_gradients_pass_straight_through_inside_the_range() -> None:
+    grid = QuantParams(torch.tensor(0.5), torch.tensor(2, dtype=torch.int32), 0, 15)
+    x = torch.tensor([-1.3, -1.2, 0.1, 6.7, 6.8], requires_grad=True)
+    y = simulate(x, grid)
+    y.backward(torch.arange(1.0, 6.0))
+    # codes 0..15 about zero point 2: values -1.0..6.5, and half a step beyond
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 2, 3, 4, 0]
+    assert torch.equal(y.detach(), simulate(x.detach(), grid))
