@@ -96,7 +96,7 @@ def solids(actors: Sequence[Actor], time: float, plane: Plane) -> Solids:
         np.concatenate([actor.coat.material for actor in actors]),
         np.concatenate([actor.coat.colour for actor in actors]),
         np.concatenate([actor.coat.accent for actor in actors]),
-        np.repeat(np.float32([actor.intensity for actor in actors]), parts),
+        np.repeat(np.array([actor.intensity for actor in actors], dtype=np.float32), parts),
     )
 
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from bevquant.data.world.geometry import Array
 
-GLASS = np.array([0.10, 0.13, 0.17], dtype=np.float32)
-_RUBBER = np.array([0.06, 0.06, 0.07], dtype=np.float32)
+_GLASS = np.array([0.10, 0.13, 0.17], dtype=np.float32)
+RUBBER = np.array([0.06, 0.06, 0.07], dtype=np.float32)
 _HEADLIGHT = np.array([1.0, 0.97, 0.85], dtype=np.float32)
+_LIT_WINDOW = np.array([0.9, 0.75, 0.45], dtype=np.float32)
 _TAILLIGHT = np.array([0.85, 0.05, 0.05], dtype=np.float32)
 
 
@@ -52,7 +53,7 @@ def albedo(
     along = np.where(side, x, y)
 
     def where(kind: Material) -> Array:
-        return material == kind
+        return np.asarray(material == kind)
 
     use_accent = where(Material.DIAGONAL) & (np.mod(along + z + 0.3 * y, 1.5) < 0.5)
     use_accent |= where(Material.BANDS) & (np.mod(w + 1.0, 1.0) > 0.5)
@@ -64,11 +65,11 @@ def albedo(
     glass |= where(Material.CABIN) & upright & (w < 0.75)
     facade = where(Material.FACADE) & upright & (np.mod(along, 3.0) > 1.3)
     facade &= (np.mod(z + half[:, 2], 3.2) > 1.1) & (np.mod(z + half[:, 2], 3.2) < 2.6)
-    np.copyto(result, GLASS, where=(glass | facade)[:, None])
+    np.copyto(result, _GLASS, where=(glass | facade)[:, None])
     if night:
         cell = np.floor(along / 3.0).astype(np.int64) * 31 + np.floor(z / 3.2).astype(np.int64) * 17
         lit = facade & (np.mod(cell * 7919, 10) < 4)
-        np.copyto(result, np.float32([0.9, 0.75, 0.45]), where=lit[:, None])
+        np.copyto(result, _LIT_WINDOW, where=lit[:, None])
         glow[lit] = 0.6
 
     lamps = (where(Material.BODY) | where(Material.COACH)) & ~side & upright
@@ -85,8 +86,3 @@ def albedo(
         :, None
     ]
     return result, glow
-
-
-def rubber() -> Array:
-    """Return the colour of wheels and chassis."""
-    return _RUBBER

@@ -83,16 +83,9 @@ def photograph(
     rng: np.random.Generator,
 ) -> Picture:
     """Take one picture with camera ``channel`` of ``scene``, whose boxes are ``solids``."""
-    height, width = image_size
     pose = ego @ mount_pose(channel)
     matrix = MOUNTS[channel].camera_matrix(image_size)
-    u, v = np.meshgrid(np.arange(width), np.arange(height))
-    # Integer pixel coordinates are pixel centres, as devkit and networks take them.
-    pixels = np.stack(
-        [(u - matrix[0, 2]) / matrix[0, 0], (v - matrix[1, 2]) / matrix[1, 1], np.ones(u.shape)],
-        axis=-1,
-    ).astype(np.float32)
-    rays = Rays(pose.translation, rotate(pose.rotation, pixels))
+    rays = Rays(pose.translation, rotate(pose.rotation, _pixel_rays(matrix, image_size)))
     points = pose.inverse(corners(solids.centre, solids.half, solids.yaw))
     windows = list(_windows(points, matrix, image_size))
     hits = cast(rays, scene.plane, solids, windows, len(scene.actors))
@@ -100,6 +93,16 @@ def photograph(
     owner = np.append(solids.owner, [-1, -1])[hits.solid]
     visible = np.bincount(owner[owner >= 0], minlength=len(scene.actors))
     return Picture(image, visible, hits.alone)
+
+
+def _pixel_rays(matrix: Array, image_size: tuple[int, int]) -> Array:
+    """Return each pixel's direction (float32 [H, W, 3]) in the camera's frame, z = 1."""
+    height, width = image_size
+    rays = np.ones((height, width, 3), dtype=np.float32)
+    # Integer pixel coordinates are pixel centres, as devkit and networks take them.
+    rays[..., 0] = (np.arange(width) - matrix[0, 2]) / matrix[0, 0]
+    rays[..., 1] = ((np.arange(height) - matrix[1, 2]) / matrix[1, 1])[:, None]
+    return rays
 
 
 def _windows(points: Array, matrix: Array, image_size: tuple[int, int]) -> Iterator[Window]:
@@ -134,7 +137,7 @@ def _shade(scene: Scene, solids: Solids, hits: Hits, rays: Rays, rng: np.random.
     solid = hits.solid.ravel()
     direction = rays.direction.reshape(-1, 3)
     length = np.sqrt(sum(np.square(direction[:, i]) for i in range(3)))
-    horizon, zenith = (np.float32(c) for c in light.sky)
+    horizon, zenith = np.array(light.sky, dtype=np.float32)
     rise = (direction[:, 2] / length / 0.5).clip(0, 1)[:, None]
     image = horizon + (zenith - horizon) * rise
 
@@ -172,7 +175,7 @@ def _shade(scene: Scene, solids: Solids, hits: Hits, rays: Rays, rng: np.random.
     if scene.weather is Weather.RAIN:
         image += 0.10 * _streaks(shape, rng)[..., None]
     image += rng.standard_normal(shape, dtype=np.float32)[..., None] * np.float32(light.noise)
-    return (image * 255.0).clip(0, 255).astype(np.uint8)
+    return np.asarray((image * 255.0).clip(0, 255).astype(np.uint8))
 
 
 def _local(solids: Solids, index: Array, offset: Array, origin: Array) -> Array:

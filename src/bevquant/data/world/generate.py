@@ -1,6 +1,7 @@
 """Generate a whole world: scenes in parallel, then the tables."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -68,8 +69,13 @@ def _scenes(root: Path, settings: WorldSettings, jobs: int) -> Iterator[Iterator
         return
     # Forking a process that may already run OpenMP threads can hang the child.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, settings.scenes), mp_context=context)
+    pool = ProcessPoolExecutor(min(jobs, settings.scenes), context, _leave_interrupts_to_parent)
     try:
         yield pool.map(record, indices)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    """Let the parent end the work after Ctrl-C, without a traceback from every process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -110,7 +110,7 @@ class Town:
 
 
 def _nearest(value: Array, places: tuple[float, ...]) -> Array:
-    distance = np.abs(value - places[0])
+    distance: Array = np.abs(value - places[0])
     for place in places[1:]:
         distance = np.minimum(distance, np.abs(value - place))
     return distance

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bevquant.data.world.appearance import Material, rubber
+from bevquant.data.world.appearance import RUBBER, Material
 from bevquant.data.world.geometry import Array
 from bevquant.data.world.shapes import Shape
 
@@ -96,8 +96,8 @@ def coat(kind: Kind, shape: Shape, rng: np.random.Generator) -> Coat:
         paint = kind.paint.get(part.name)
         if paint is None:
             materials.append(int(Material.PLAIN))
-            colours.append(rubber())
-            accents.append(rubber())
+            colours.append(RUBBER)
+            accents.append(RUBBER)
             continue
         palettes = (paint.colours, paint.accents)
         if palettes not in drawn:
@@ -108,7 +108,11 @@ def coat(kind: Kind, shape: Shape, rng: np.random.Generator) -> Coat:
         materials.append(int(paint.material))
         colours.append(drawn[palettes][0])
         accents.append(drawn[palettes][1])
-    return Coat(np.array(materials), np.float32(np.stack(colours)), np.float32(np.stack(accents)))
+    return Coat(
+        np.array(materials),
+        np.stack(colours).astype(np.float32),
+        np.stack(accents).astype(np.float32),
+    )
 
 
 _WHITE = (0.92, 0.92, 0.9)

@@ -25,15 +25,13 @@ _NEAREST = 1.0
 def beams(settings: WorldSettings) -> Array:
     """Return the unit directions (float32 [beams, azimuths, 3]) in the sensor's frame."""
     elevation = np.radians(np.linspace(*ELEVATIONS, settings.beams))[:, None]
-    azimuth = _azimuths(settings.azimuths)[None, :]
-    return np.stack(
-        np.broadcast_arrays(
-            np.cos(elevation) * np.cos(azimuth),
-            np.cos(elevation) * np.sin(azimuth),
-            np.sin(elevation),
-        ),
-        axis=-1,
-    ).astype(np.float32)
+    step = 2 * np.pi / settings.azimuths
+    azimuth = (np.arange(settings.azimuths) + 0.5) * step - np.pi
+    directions = np.empty((settings.beams, settings.azimuths, 3), dtype=np.float32)
+    directions[..., 0] = np.cos(elevation) * np.cos(azimuth)
+    directions[..., 1] = np.cos(elevation) * np.sin(azimuth)
+    directions[..., 2] = np.sin(elevation)
+    return directions
 
 
 def sweep(
@@ -80,12 +78,8 @@ def sweep(
     distance += rng.normal(0.0, _NOISE, len(rows))
     strength *= np.exp(-distance / 120.0) * rng.uniform(0.8, 1.2, len(rows))
     strength = np.where(early, 2.0, strength).clip(0.0, 255.0).round()
-    cloud = np.column_stack([distance[:, None] * direction, strength, rows])
-    return cloud[kept].astype(np.float32)
-
-
-def _azimuths(count: int) -> Array:
-    return (np.arange(count) + 0.5) * (2 * np.pi / count) - np.pi
+    cloud = np.column_stack([distance[:, None] * direction, strength, rows])[kept]
+    return np.asarray(cloud, dtype=np.float32)
 
 
 def _windows(points: Array, count: int) -> Iterator[Window]:

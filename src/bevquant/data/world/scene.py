@@ -46,8 +46,11 @@ class Scene:
 
     def solids(self, time: float) -> Solids:
         """Return every box at ``time`` (seconds after the first key frame)."""
-        moving = actors_module.solids(self.actors, time, self.plane)
-        return concatenate([moving, self.block.scenery])
+        if not self.actors:
+            return self.block.scenery
+        return concatenate(
+            [actors_module.solids(self.actors, time, self.plane), self.block.scenery]
+        )
 
     def ego(self, time: float) -> Pose:
         """Return the car's pose in the global frame: wheels on the slope, body swaying."""

@@ -80,9 +80,9 @@ class _Builder:
             np.zeros(count),
             np.full(count, -1),
             np.array(material, dtype=np.int64),
-            np.float32(np.stack(colour)),
+            np.stack(colour).astype(np.float32),
             np.zeros((count, 3), dtype=np.float32),
-            np.float32(np.array(intensity)),
+            np.array(intensity, dtype=np.float32),
         )
 
 
