@@ -5,10 +5,10 @@ from enum import Enum
 
 import numpy as np
 
-from bevquant.data.world import actors as actors_module
-from bevquant.data.world.actors import Actor
+from bevquant.data.world.actors import Actor, actor_solids
 from bevquant.data.world.geometry import Array, Plane, Solids, concatenate
 from bevquant.data.world.layout import Block, build
+from bevquant.data.world.placement import populate
 from bevquant.data.world.rig import Pose
 from bevquant.data.world.settings import KEYFRAME_SECONDS, WorldSettings
 
@@ -48,9 +48,7 @@ class Scene:
         """Return every box at ``time`` (seconds after the first key frame)."""
         if not self.actors:
             return self.block.scenery
-        return concatenate(
-            [actors_module.solids(self.actors, time, self.plane), self.block.scenery]
-        )
+        return concatenate([actor_solids(self.actors, time, self.plane), self.block.scenery])
 
     def ego(self, time: float) -> Pose:
         """Return the car's pose in the global frame: wheels on the slope, body swaying."""
@@ -89,5 +87,5 @@ def make_scene(settings: WorldSettings, index: int) -> Scene:
     sway = np.stack(
         [rng.uniform(0.0, [0.008, 0.006]), rng.uniform(2.0, 6.0, 2), rng.uniform(0.0, 6.28, 2)]
     )
-    actors = actors_module.populate(block, seconds, settings, rng)
+    actors = populate(block, seconds, settings, rng)
     return Scene(_CYCLE[index % len(_CYCLE)], plane, block, actors, sun, sway)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from bevquant.data.world.catalogue import KINDS
 from bevquant.data.world.geometry import Array
-from bevquant.data.world.kinds import KINDS
 from bevquant.data.world.rig import LIDAR, MOUNTS, Pose
 
 Record = dict[str, Any]
