@@ -5,9 +5,12 @@ pixel). Writing these products out needs points x channels floats (0.6 GB in the
 network); summing cell by cell needs none of it.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def bev_pool(
@@ -30,7 +33,47 @@ def bev_pool(
     if torch.compiler.is_exporting():
         features = context.index_select(0, pixels) * weights[:, None]
         return context.new_zeros(num_cells, context.shape[1]).index_add(0, cells, features)
-    counts = torch.bincount(cells, minlength=num_cells)
+    pooled = _weighted_sum(pixels, context.detach(), cells, weights, num_cells)
+    out: Tensor = _ContextGradient.apply(pooled, context, weights, pixels, cells)
+    return out
+
+
+class _ContextGradient(torch.autograd.Function):
+    """Identity on ``pooled`` that adds the gradient of the context.
+
+    It is the same pooling the other way round, cells to pixels; the gradient that
+    embedding_bag itself would compute scatters row by row and takes five times as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, pooled: Tensor, context: Tensor, weights: Tensor, pixels: Tensor, cells: Tensor
+    ) -> Tensor:
+        ctx.num_pixels = len(context)
+        ctx.save_for_backward(weights, pixels, cells)
+        return pooled.view_as(pooled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, pixels, cells = ctx.saved_tensors
+        # int32 halves the passes of the radix sort.
+        pixels, order = torch.sort(pixels.int(), stable=True)
+        to_context = _weighted_sum(
+            cells.index_select(0, order),
+            gradient,
+            pixels,
+            weights.index_select(0, order),
+            ctx.num_pixels,
+        )
+        return gradient, to_context, None, None, None
+
+
+def _weighted_sum(
+    sources: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, num_targets: int
+) -> Tensor:
+    """Sum ``weights * rows[sources]`` over equal ``targets``, which ascend."""
+    counts = torch.bincount(targets, minlength=num_targets)
     return F.embedding_bag(
-        pixels, context, counts.cumsum(0) - counts, mode="sum", per_sample_weights=weights
+        sources, rows, counts.cumsum(0) - counts, mode="sum", per_sample_weights=weights
     )

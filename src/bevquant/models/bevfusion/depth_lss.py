@@ -5,6 +5,8 @@ The geometry keeps the reference's order of float32 operations, so that points n
 cell or pixel border fall on the same side.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,8 @@ class DepthLSSTransform(nn.Module):
         super().__init__()
         bounds = (config.x_bounds, config.y_bounds, config.z_bounds)
         self.image_size = image_size
-        self.grid = tuple(round((high - low) / step) for low, high, step in bounds)
+        size_x, size_y, size_z = (round((high - low) / step) for low, high, step in bounds)
+        self.grid = (size_x, size_y, size_z)
         self.dx = _constant(torch.tensor([step for _, _, step in bounds]))
         self.bx = _constant(torch.tensor([low + step / 2 for low, _, step in bounds]))
         self.nx = _constant(torch.tensor(self.grid))
@@ -76,22 +79,26 @@ class DepthLSSTransform(nn.Module):
         depth = x[:, : self.num_bins].softmax(1)
         context = x[:, self.num_bins :].permute(0, 2, 3, 1).flatten(0, 2)
         size_x, size_y, _ = self.grid
-        pooled = bev_pool(depth.flatten(), context, points, pixels, cells, batch * size_x * size_y)
-        bev: Tensor = self.downsample(pooled.view(batch, size_x, size_y, -1).permute(0, 3, 1, 2))
+        cells_total = batch * size_x * size_y
+        pooled = bev_pool(depth.flatten(), context, points, pixels, cells, cells_total)
+        # Contiguous: convolutions train much faster in this layout than channels-last.
+        pooled = pooled.view(batch, size_x, size_y, -1).permute(0, 3, 1, 2).contiguous()
+        bev: Tensor = self.downsample(pooled)
         return bev
 
-    def geometry(self, batch: Batch) -> Tensor:
-        """Return the frustum points in the augmented LiDAR frame, [B, N, D, h, w, 3]."""
+    def geometry(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x, y, z of the frustum points in the augmented LiDAR frame.
+
+        Each is [B, N, D, h, w], in metres.
+        """
+        shifted = self.frustum - batch.image_augmentation[..., None, None, None, :3, 3]
         undo = torch.inverse(batch.image_augmentation[..., :3, :3])
-        points = self.frustum - batch.image_augmentation[..., None, None, None, :3, 3]
-        u, v, d = _rotate(undo, points.unbind(-1))
+        u, v, d = _rotate(undo, shifted.unbind(-1))
         to_lidar = batch.camera2lidar[..., :3, :3] @ torch.inverse(batch.intrinsics[..., :3, :3])
-        points = torch.stack(_rotate(to_lidar, (u * d, v * d, d)), -1)
-        points += batch.camera2lidar[..., None, None, None, :3, 3]
+        points = _rotate(to_lidar, (u * d, v * d, d))
+        points = _translate(batch.camera2lidar[..., :3, 3], points)
         augmentation = batch.lidar_augmentation[:, None]
-        points = torch.stack(_rotate(augmentation[..., :3, :3], points.unbind(-1)), -1)
-        points += augmentation[..., None, None, None, :3, 3]
-        return points
+        return _translate(augmentation[..., :3, 3], _rotate(augmentation[..., :3, :3], points))
 
     def pool_indices(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Find the BEV cell of every frustum point.
@@ -101,19 +108,25 @@ class DepthLSSTransform(nn.Module):
             (B, N, D, h, w), flat index of their pixels in (B, N, h, w), flat index of
             their cells in (B, X, Y).
         """
-        geometry = self.geometry(batch)
-        # Truncation toward zero, as the reference: (-1, 0) falls into cell 0.
-        index = ((geometry - (self.bx - self.dx / 2.0)) / self.dx).long().flatten(1, -2)
-        size_x, size_y, size_z = self.grid
-        limits = index.new_tensor((size_x, size_y, size_z))
-        kept = ((index >= 0) & (index < limits)).all(-1)
-        frame, _ = kept.nonzero(as_tuple=True)
-        x, y, _ = index[kept].unbind(-1)
-        cells, order = torch.sort((frame * size_x + x) * size_y + y, stable=True)
-        points = kept.flatten().nonzero().squeeze(1)[order]
-        bins, (height, width) = self.num_bins, geometry.shape[3:5]
+        index = []
+        kept = torch.ones((), dtype=torch.bool, device=self.frustum.device)
+        for axis, points in enumerate(self.geometry(batch)):
+            low = self.bx[axis] - self.dx[axis] / 2.0
+            # Truncation toward zero, as the reference: (-1, 0) falls into cell 0.
+            cell = ((points - low) / self.dx[axis]).int()
+            kept = kept & (cell >= 0) & (cell < self.grid[axis])
+            index.append(cell)
+        x, y, _ = index
+        size_x, size_y, _ = self.grid
+        frame = torch.arange(len(x), dtype=x.dtype, device=x.device)[:, None, None, None, None]
+        cells = ((frame * size_x + x) * size_y + y).flatten()
+        points = kept.flatten().nonzero().squeeze(1)
+        cells, order = torch.sort(cells.index_select(0, points), stable=True)
+        points = points.index_select(0, order)
+        bins, height, width = self.frustum.shape[:3]
         image = points // (bins * height * width)
-        return points, image * (height * width) + points % (height * width), cells
+        pixels = image * (height * width) + points % (height * width)
+        return points, pixels, cells.long()
 
 
 def frustum(depth_bounds: Bounds, image_size: tuple[int, int]) -> Tensor:
@@ -157,7 +170,7 @@ def depth_map(batch: Batch, image_size: tuple[int, int]) -> Tensor:
     return maps.view(-1, cameras, 1, height, width)
 
 
-def _rotate(rotation: Tensor, vector: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _rotate(rotation: Tensor, vector: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Apply [..., 3, 3] to (x, y, z), each [..., D, h, w].
 
     One product and one sum at a time, left to right: the rounding of the reference's
@@ -170,6 +183,12 @@ def _rotate(rotation: Tensor, vector: tuple[Tensor, ...]) -> tuple[Tensor, Tenso
         for i in range(3)
     )
     return first, second, third
+
+
+def _translate(offset: Tensor, vector: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    x, y, z = vector
+    t = offset[..., None, None, None]
+    return x + t[..., 0, :, :, :], y + t[..., 1, :, :, :], z + t[..., 2, :, :, :]
 
 
 def _conv(

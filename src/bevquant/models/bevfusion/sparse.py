@@ -235,4 +235,5 @@ def _pairs(
 
 def _group(rows: Tensor, num_rows: int) -> Rows:
     counts = torch.bincount(rows, minlength=num_rows)
-    return Rows(torch.sort(rows, stable=True).indices, counts.cumsum(0) - counts)
+    # int32 halves the passes of the radix sort.
+    return Rows(torch.sort(rows.int(), stable=True).indices, counts.cumsum(0) - counts)

@@ -34,9 +34,9 @@ def voxelize(points: Tensor, config: BEVFusionConfig) -> Voxels:
     grid = config.voxel_grid
     index = ((points[:, :3] - low) / size).floor().long()
     inside = ((index >= 0) & (index < index.new_tensor(grid))).all(1)
-    points, index = points[inside], index[inside]
     keys = (index[:, 0] * grid[1] + index[:, 1]) * grid[2] + index[:, 2]
-    keys, order = torch.sort(keys, stable=True)
+    keys, order = torch.sort(keys[inside], stable=True)
+    order = inside.nonzero().squeeze(1).index_select(0, order)
     keys, counts = torch.unique_consecutive(keys, return_counts=True)
     starts = counts.cumsum(0) - counts
     if len(keys) > settings.max_voxels:
@@ -47,7 +47,7 @@ def voxelize(points: Tensor, config: BEVFusionConfig) -> Voxels:
         keys, counts = keys[admitted], counts[admitted]
         starts = counts.cumsum(0) - counts
     rank = torch.arange(len(order), device=order.device) - starts.repeat_interleave(counts)
-    kept = points[order[rank < settings.max_points]]
+    kept = points.index_select(0, order[rank < settings.max_points])
     counts = counts.clamp(max=settings.max_points)
     sums = torch.segment_reduce(kept, "sum", lengths=counts)
     scale = points.new_tensor(settings.feature_scale)
