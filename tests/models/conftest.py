@@ -9,8 +9,6 @@ import torch
 from bevquant.data.frame import Batch
 from bevquant.models.bevfusion import BEVFusionConfig
 
-MakeBatch = Callable[..., Batch]
-
 
 def synthetic_batch(
     config: BEVFusionConfig, frames: int = 1, points: int = 3000, seed: int = 0
@@ -56,5 +54,5 @@ def synthetic_batch(
 
 
 @pytest.fixture
-def make_batch() -> MakeBatch:
+def make_batch() -> Callable[..., Batch]:
     return synthetic_batch

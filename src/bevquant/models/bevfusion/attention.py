@@ -32,4 +32,5 @@ class MultiheadAttention(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, length, channels = x.shape
+        return x.reshape(batch, length, self.num_heads, channels // self.num_heads).transpose(1, 2)

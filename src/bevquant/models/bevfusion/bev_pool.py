@@ -14,7 +14,13 @@ from torch.autograd.function import once_differentiable
 
 
 def bev_pool(
-    depth: Tensor, context: Tensor, points: Tensor, pixels: Tensor, cells: Tensor, num_cells: int
+    depth: Tensor,
+    context: Tensor,
+    *,
+    points: Tensor,
+    pixels: Tensor,
+    cells: Tensor,
+    num_cells: int,
 ) -> Tensor:
     """Sum ``depth[points] * context[pixels]`` over the points of each cell.
 
@@ -34,7 +40,9 @@ def bev_pool(
         features = context.index_select(0, pixels) * weights[:, None]
         return context.new_zeros(num_cells, context.shape[1]).index_add(0, cells, features)
     pooled = _weighted_sum(pixels, context.detach(), cells, weights, num_cells)
-    out: Tensor = _ContextGradient.apply(pooled, context, weights, pixels, cells)
+    # torch declares no types for Function.apply.
+    route = (weights.detach(), pixels, cells)
+    out: Tensor = _ContextGradient.apply(pooled, context, route)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -47,16 +55,16 @@ class _ContextGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pooled: Tensor, context: Tensor, weights: Tensor, pixels: Tensor, cells: Tensor
+        ctx: Any, pooled: Tensor, context: Tensor, route: tuple[Tensor, Tensor, Tensor]
     ) -> Tensor:
         ctx.num_pixels = len(context)
-        ctx.save_for_backward(weights, pixels, cells)
+        ctx.route = route
         return pooled.view_as(pooled)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weights, pixels, cells = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, pixels, cells = ctx.route
         # int32 halves the passes of the radix sort.
         pixels, order = torch.sort(pixels.int(), stable=True)
         to_context = _weighted_sum(
@@ -66,7 +74,7 @@ class _ContextGradient(torch.autograd.Function):
             weights.index_select(0, order),
             ctx.num_pixels,
         )
-        return gradient, to_context, None, None, None
+        return gradient, to_context, None
 
 
 def _weighted_sum(

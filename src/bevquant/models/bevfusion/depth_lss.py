@@ -79,8 +79,14 @@ class DepthLSSTransform(nn.Module):
         depth = x[:, : self.num_bins].softmax(1)
         context = x[:, self.num_bins :].permute(0, 2, 3, 1).flatten(0, 2)
         size_x, size_y, _ = self.grid
-        cells_total = batch * size_x * size_y
-        pooled = bev_pool(depth.flatten(), context, points, pixels, cells, cells_total)
+        pooled = bev_pool(
+            depth.flatten(),
+            context,
+            points=points,
+            pixels=pixels,
+            cells=cells,
+            num_cells=batch * size_x * size_y,
+        )
         # Contiguous: convolutions train much faster in this layout than channels-last.
         pooled = pooled.view(batch, size_x, size_y, -1).permute(0, 3, 1, 2).contiguous()
         bev: Tensor = self.downsample(pooled)
@@ -192,7 +198,13 @@ def _translate(offset: Tensor, vector: Sequence[Tensor]) -> tuple[Tensor, Tensor
 
 
 def _conv(
-    in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, bias: bool = True
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    *,
+    bias: bool = True,
 ) -> tuple[nn.Module, ...]:
     return (
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias),

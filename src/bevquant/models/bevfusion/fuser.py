@@ -16,4 +16,6 @@ class ConvFuser(nn.Sequential):
 
     def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:  # type: ignore[override]
         """Fuse [B, C1, X, Y] and [B, C2, X, Y] into [B, out_channels, X, Y]."""
-        return super().forward(torch.cat((camera, lidar), 1))
+        conv, norm, activate = self
+        y: Tensor = activate(norm(conv(torch.cat((camera, lidar), 1))))
+        return y

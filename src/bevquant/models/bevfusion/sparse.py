@@ -98,7 +98,8 @@ class SparseConv3d(nn.Module):
             rule: the pairs, or their table.
         """
         if isinstance(rule, Pairs):
-            out: Tensor = _PairConvolution.apply(features, self.weight, rule)
+            # torch declares no types for Function.apply.
+            out: Tensor = _PairConvolution.apply(features, self.weight, rule)  # type: ignore[no-untyped-call]
             return out
         padded = F.pad(features, (0, 0, 0, 1))
         gathered = padded.index_select(0, rule.flatten()).view(rule.shape[0], -1)
@@ -127,8 +128,9 @@ class _PairConvolution(torch.autograd.Function):
             to_features = _sum_rows(_multiply(spread, transposed, pairs), pairs.by_input)
         if ctx.needs_input_grad[1]:
             counts = pairs.counts.tolist()
-            gathered = features.index_select(0, pairs.inputs).split(counts)
-            products = [x.t() @ y for x, y in zip(gathered, spread.split(counts), strict=True)]
+            gathered = torch.split(features.index_select(0, pairs.inputs), counts)
+            spreads = torch.split(spread, counts)
+            products = [x.t() @ y for x, y in zip(gathered, spreads, strict=True)]
             to_weight = torch.stack(products).permute(2, 0, 1).reshape(weight.shape)
         return to_features, to_weight, None
 
@@ -142,7 +144,8 @@ def _multiply(rows: Tensor, matrices: Tensor, pairs: Pairs) -> Tensor:
     """Multiply each pair's row [P, a] by the matrix [a, b] of its kernel position."""
     products = rows.new_empty(len(rows), matrices.shape[2])
     counts = pairs.counts.tolist()
-    for x, y, matrix in zip(rows.split(counts), products.split(counts), matrices, strict=True):
+    parts = torch.split(rows, counts), torch.split(products, counts)
+    for x, y, matrix in zip(*parts, matrices, strict=True):
         torch.mm(x, matrix, out=y)
     return products
 
@@ -212,7 +215,7 @@ def strided_pairs(
     y = _pick(target[1], offset // kernel[2] % kernel[1], inputs)
     z = _pick(target[2], offset % kernel[2], inputs)
     keys = ((frame.index_select(0, inputs) * shape[0] + x) * shape[1] + y) * shape[2] + z
-    unique, outputs = keys.unique(return_inverse=True)
+    unique, outputs = torch.unique(keys, return_inverse=True)
     pairs = _pairs(inputs, outputs, counts, len(frame), len(unique))
     return Sites(unique, shape), pairs
 

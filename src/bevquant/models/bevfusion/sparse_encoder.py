@@ -116,7 +116,8 @@ class BEVFusionSparseEncoder(nn.Module):
         size_x, size_y, size_z = self.out_shape
         dense = last.new_zeros(frames * size_x * size_y * size_z, last.shape[1])
         dense = dense.index_put((sites,), last).view(frames, size_x, size_y, size_z, -1)
-        return dense.permute(0, 4, 3, 1, 2).flatten(1, 2)
+        bev: Tensor = dense.permute(0, 4, 3, 1, 2).flatten(1, 2)
+        return bev
 
     def stages(self, features: Tensor, rules: Sequence[Pairs | Tensor]) -> Iterator[Tensor]:
         """Yield the features [V_i, C_i] that each stage hands on."""

@@ -158,27 +158,22 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """Blocks of one resolution, every other one shifted, and the merging after them."""
 
-    def __init__(
-        self,
-        channels: int,
-        depth: int,
-        num_heads: int,
-        window_size: int,
-        map_size: tuple[int, int],
-        last: bool,
-    ) -> None:
+    def __init__(self, config: SwinConfig, index: int, map_size: tuple[int, int]) -> None:
         super().__init__()
+        channels, heads = config.embed_dims << index, config.num_heads[index]
+        size = config.window_size
         self.blocks = nn.ModuleList(
-            SwinBlock(channels, num_heads, window_size, (i % 2) * (window_size // 2), map_size)
-            for i in range(depth)
+            SwinBlock(channels, heads, size, (i % 2) * (size // 2), map_size)
+            for i in range(config.depths[index])
         )
+        last = index == len(config.depths) - 1
         self.downsample = None if last else PatchMerging(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks; the caller merges, as it needs the map before."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the map after the blocks, and the merged map that the next stage reads."""
         for block in self.blocks:
             x = block(x)
-        return x
+        return x, x if self.downsample is None else self.downsample(x)
 
 
 class SwinTransformer(nn.Module):
@@ -189,17 +184,8 @@ class SwinTransformer(nn.Module):
         self.out_indices = config.out_indices
         self.patch_embed = PatchEmbed(config.embed_dims)
         size = (image_size[0] // PATCH, image_size[1] // PATCH)
-        stages = len(config.depths)
         self.stages = nn.ModuleList(
-            SwinStage(
-                config.embed_dims << i,
-                config.depths[i],
-                config.num_heads[i],
-                config.window_size,
-                (size[0] >> i, size[1] >> i),
-                last=i == stages - 1,
-            )
-            for i in range(stages)
+            SwinStage(config, i, (size[0] >> i, size[1] >> i)) for i in range(len(config.depths))
         )
         for i in config.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(config.embed_dims << i))
@@ -210,11 +196,9 @@ class SwinTransformer(nn.Module):
         outputs = []
         x = self.patch_embed(images)
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            y, x = stage(x)
             if i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))
-            if stage.downsample is not None:
-                x = stage.downsample(x)
+                outputs.append(self.get_submodule(f"norm{i}")(y).permute(0, 3, 1, 2))
         return outputs
 
 
@@ -229,9 +213,9 @@ def shift_mask(map_size: tuple[int, int], window_size: int, shift: int) -> Tenso
     """Return [windows, T, T]: -100 between tokens that the cyclic shift brought together."""
     regions = torch.zeros(map_size)
     edges = (slice(0, -window_size), slice(-window_size, -shift), slice(-shift, None))
-    for i, rows in enumerate(edges):
-        for j, columns in enumerate(edges):
-            regions[rows, columns] = 3 * i + j
+    for i, horizontal in enumerate(edges):
+        for j, vertical in enumerate(edges):
+            regions[horizontal, vertical] = 3 * i + j
     rows, columns = map_size[0] // window_size, map_size[1] // window_size
     windows = regions.view(rows, window_size, columns, window_size).transpose(1, 2)
     windows = windows.reshape(rows * columns, -1)

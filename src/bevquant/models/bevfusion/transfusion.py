@@ -122,6 +122,10 @@ class SeparateHead(nn.Module):
         self.heatmap = _branch(config, config.num_classes)
         nn.init.constant_(self.heatmap[-1].bias, PRIOR_BIAS)  # type: ignore[arg-type]
 
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Turn query features [B, C, Q] into [B, n, Q] per branch."""
+        return {name: branch(features) for name, branch in self.named_children()}
+
 
 class TransFusionHead(nn.Module):
     """Propose queries from a heat map, refine them, predict boxes."""
@@ -163,15 +167,10 @@ class TransFusionHead(nn.Module):
         positions = self.bev_positions[0][cells]
         for layer in self.decoder:
             query = layer(query, memory, positions, self.bev_positions)
-        features = query.transpose(1, 2)
-        branches = self.prediction_heads[0]
+        predictions: dict[str, Tensor] = self.prediction_heads[0](query.transpose(1, 2))
+        predictions["center"] = predictions["center"] + positions.transpose(1, 2)
         return HeadOutput(
-            center=branches.center(features) + positions.transpose(1, 2),
-            height=branches.height(features),
-            dim=branches.dim(features),
-            rot=branches.rot(features),
-            vel=branches.vel(features),
-            heatmap=branches.heatmap(features),
+            **predictions,
             query_heatmap_score=scores,
             query_labels=labels,
             query_cells=cells,

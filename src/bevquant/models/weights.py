@@ -1,0 +1,164 @@
+"""Weights on disk: our own files (safetensors), and public mmdetection3d checkpoints.
+
+Nothing is ever loaded with silent gaps: names and shapes must match exactly.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bevquant.errors import BevquantError
+from bevquant.files import atomic_path
+
+LISTED = 5
+"""Names that an error spells out of a longer list."""
+
+OLD_PREFIX = "vtransform."
+"""What ``view_transform.`` was called in checkpoints converted from the MIT code."""
+
+BOX_HEAD = "bbox_head.prediction_heads.0"
+
+
+def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the state of ``module`` to ``path`` (safetensors), atomically.
+
+    Args:
+        module: whose parameters and persistent buffers to write.
+        path: the file.
+        metadata: texts kept in the file's header.
+
+    Raises:
+        BevquantError: ``path`` cannot be written.
+    """
+    state = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, dict(metadata or {}))
+
+
+def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
+    """Load a file of :func:`save_weights` into ``module``.
+
+    Returns:
+        The metadata of the file.
+
+    Raises:
+        BevquantError: the file is missing, damaged, or of another model.
+    """
+    if not path.is_file():
+        raise BevquantError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise BevquantError(f"{path}: not a readable safetensors file ({error})") from error
+    load_state(module, state, path)
+    return metadata
+
+
+def import_checkpoint(module: nn.Module, path: Path, old_boxes: bool | None = None) -> None:
+    """Load a public mmdetection3d checkpoint of BEVFusion into ``module``.
+
+    Sparse kernels in the layout of spconv 1 ([kx, ky, kz, in, out]) are recognised by
+    their shape. Heads trained in the box convention before mmdetection3d 1.0 (width
+    before length, yaw clockwise from -y) are converted to today's.
+
+    Args:
+        module: a full :class:`~bevquant.models.bevfusion.BEVFusion`.
+        path: a file that ``torch.load(..., weights_only=True)`` reads.
+        old_boxes: whether the file has the old convention; ``None`` takes the old name of
+            the view transform as the sign of it.
+
+    Raises:
+        BevquantError: the file is missing, damaged, or of another model.
+    """
+    state = _read_checkpoint(path)
+    if old_boxes is None:
+        old_boxes = any(name.startswith(OLD_PREFIX) for name in state)
+    state = {
+        f"view_{name.removeprefix('v')}" if name.startswith(OLD_PREFIX) else name: value
+        for name, value in state.items()
+    }
+    expected = module.state_dict()
+    state = {
+        name: _second_layout(value, expected[name]) if name in expected else value
+        for name, value in state.items()
+    }
+    if old_boxes and not _differences(expected, state):
+        state |= _today_boxes(state)
+    load_state(module, state, path)
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load ``state`` strictly.
+
+    Raises:
+        BevquantError: names or shapes differ; the message lists what is missing, left
+            over, or of another shape.
+    """
+    differences = _differences(module.state_dict(), state)
+    if differences:
+        raise BevquantError(f"{source}: the weights of another model: {'; '.join(differences)}")
+    module.load_state_dict(state, strict=True)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BevquantError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BevquantError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise BevquantError(f"{path}: holds no 'state_dict' of tensors")
+    return dict(state)
+
+
+def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Say in a few phrases how the names and shapes differ."""
+    shapes = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    phrases = [
+        _phrase("missing", [name for name in expected if name not in given]),
+        _phrase("left over", [name for name in given if name not in expected]),
+        _phrase("of another shape", shapes),
+    ]
+    return [phrase for phrase in phrases if phrase]
+
+
+def _phrase(title: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)} {title} ({', '.join(names[:LISTED])}{more})"
+
+
+def _second_layout(weight: Tensor, expected: Tensor) -> Tensor:
+    """Bring a sparse kernel to the layout of spconv 2 if only that is wrong with it."""
+    if weight.ndim != 5 or weight.shape == expected.shape:
+        return weight
+    permuted = weight.permute(4, 0, 1, 2, 3)
+    return permuted.contiguous() if permuted.shape == expected.shape else weight
+
+
+def _today_boxes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the last layers that predict size and yaw.
+
+    yaw = -old - pi/2, so (sin, cos) = (-old cos, -old sin); length and width swap.
+    """
+    converted = {}
+    for part in ("weight", "bias"):
+        size, rotation = f"{BOX_HEAD}.dim.1.{part}", f"{BOX_HEAD}.rot.1.{part}"
+        converted[size] = state[size][[1, 0, 2]]
+        converted[rotation] = -state[rotation][[1, 0]]
+    return converted

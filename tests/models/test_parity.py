@@ -1,0 +1,326 @@
+"""Every listed output of the public network against mmdetection3d's, within float noise.
+
+The fixture was written by the reference code (mmdetection3d v1.4.0). Weights and images
+follow a rule (below); the fixture stores the rest. Another fixture of the same form:
+``BEVQUANT_PARITY=/path/to/fixture.npz pytest tests/models/test_parity.py``.
+"""
+
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bevquant.data.frame import Batch
+from bevquant.models.bevfusion import FULL, BEVFusion
+from bevquant.models.bevfusion.depth_lss import depth_map
+from bevquant.models.bevfusion.voxelize import voxelize
+
+DATA = Path(__file__).parent / "data"
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)[:, None, None]
+STD = np.array([58.395, 57.12, 57.375], np.float32)[:, None, None]
+TOLERANCES = json.loads((DATA / "parity_tolerances.json").read_text())
+
+
+class Fixture:
+    """The arrays and the facts of one fixture file."""
+
+    def __init__(self, path: Path) -> None:
+        self.arrays = np.load(path)
+        self.meta = json.loads(str(self.arrays["meta_json"]))
+
+    def __getitem__(self, key: str) -> Any:
+        return self.arrays[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays.files
+
+
+# The rule of the weights
+
+
+def gain(name: str) -> float:  # noqa: PLR0911
+    ones = ("class_encoding.weight", "self_attn.attn.in_proj_weight", "out_proj.weight")
+    ones += ("decoder.0.ffn.layers.1.weight", "position_embedding_head.3.weight")
+    if name.startswith("img_backbone."):
+        return 1.0
+    if name in ("view_transform.depthnet.6.weight",) or name.endswith(
+        "cross_attn.attn.in_proj_weight"
+    ):
+        return 1.5
+    if name == "bbox_head.shared_conv.weight":
+        return 0.25
+    if name == "bbox_head.heatmap_head.1.weight":
+        return 0.5
+    if name.startswith("bbox_head.prediction_heads.0.") and name.endswith(".1.weight"):
+        return 1.0
+    if name.startswith("bbox_head.") and name.endswith(ones):
+        return 1.0
+    return math.sqrt(2)
+
+
+def drawn(  # noqa: PLR0911
+    name: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]], salt: str
+) -> Any:
+    """Return the value that the rule gives to one entry, or None where it draws nothing."""
+    if name.endswith(("relative_position_index", "running_mean", "running_var")):
+        return None
+    if name.endswith("num_batches_tracked") or name in {
+        f"view_transform.{constant}" for constant in ("dx", "bx", "nx", "frustum")
+    }:
+        return None
+    seed = zlib.crc32(f"{salt}:{name}".encode())
+    noise = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+    if name.endswith("relative_position_bias_table"):
+        return np.float32(0.1) * noise
+    if name.endswith("in_proj_weight") or (name.endswith(".weight") and len(shape) > 1):
+        fan_in = shape[0] if name == "pts_neck.deblocks.1.0.weight" else math.prod(shape[1:])
+        return noise * np.float32(gain(name) / math.sqrt(fan_in))
+    if name.endswith(".weight"):
+        return np.float32(1) + np.float32(0.05) * noise
+    if name.endswith("in_proj_bias") or len(shapes[name.removesuffix("bias") + "weight"]) > 1:
+        return np.float32(0.02) * noise
+    return np.float32(0.05) * noise
+
+
+def state_by_rule(model: BEVFusion, fixture: Fixture) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    for name, shape in shapes.items():
+        if f"buffer/{name}" in fixture:
+            state[name] = torch.from_numpy(fixture[f"buffer/{name}"])
+            continue
+        value = drawn(name, shape, shapes, fixture.meta["salt"])
+        if value is None:
+            continue
+        crc, _ = fixture.meta["weight_crc32_and_sum"][name]
+        assert zlib.crc32(value.tobytes()) == crc, name
+        if f"override/{name}" in fixture:
+            value = fixture[f"override/{name}"]
+        state[name] = torch.from_numpy(value)
+    return state
+
+
+# The rule of the images
+
+
+def images(fixture: Fixture) -> Any:
+    if "in/imgs" in fixture:
+        return fixture["in/imgs"]
+    if "in/imgs_uint8" in fixture:
+        pixels = fixture["in/imgs_uint8"].reshape(6, 3, 256, 704)
+    else:
+        random = np.random.RandomState(0)
+        coarse, middle, fine = (
+            random.random_sample((6, 3, 256 // step, 704 // step)) for step in (32, 4, 1)
+        )
+        coarse = coarse.repeat(32, 2).repeat(32, 3)
+        middle = middle.repeat(4, 2).repeat(4, 3)
+        pixels = np.floor(200 * coarse + 80 * middle + 40 * fine - 32).clip(0, 255).astype(np.uint8)
+    return ((pixels.astype(np.float32) - MEAN) / STD)[None]
+
+
+def batch_of(fixture: Fixture) -> Batch:
+    def tensor(key: str) -> torch.Tensor:
+        return torch.from_numpy(fixture[f"in/{key}"])
+
+    return Batch(
+        images=torch.from_numpy(images(fixture)).reshape(1, 6, 3, 256, 704),
+        points=(tensor("points"),),
+        lidar2image=tensor("lidar2image"),
+        intrinsics=tensor("cam_intrinsic"),
+        camera2lidar=tensor("camera2lidar"),
+        image_augmentation=tensor("img_aug_matrix"),
+        lidar_augmentation=tensor("lidar_aug_matrix"),
+        tokens=("parity",),
+    )
+
+
+# One forward pass with everything that the fixture lists
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return Fixture(Path(os.environ.get("BEVQUANT_PARITY", DATA / "parity_public.npz")))
+
+
+@pytest.fixture(scope="module")
+def model(fixture: Fixture) -> BEVFusion:
+    model = BEVFusion(FULL).eval()
+    model.load_state_dict(state_by_rule(model, fixture), strict=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def results(fixture: Fixture, model: BEVFusion) -> dict[str, torch.Tensor]:
+    """All outputs under the fixture's names, queries in the fixture's order."""
+    found: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _inputs, output: found.__setitem__(name, output)
+
+    watched = (
+        "img_backbone.patch_embed",
+        "img_backbone",
+        "img_neck",
+        "view_transform.dtransform",
+        "view_transform.depthnet",
+        "view_transform",
+        "pts_middle_encoder",
+        "fusion_layer",
+        "pts_backbone",
+        "pts_neck",
+        "bbox_head.shared_conv",
+        "bbox_head.decoder.0",
+    )
+    for name in watched:
+        model.get_submodule(name).register_forward_hook(keep(name))
+    model.view_transform.downsample.register_forward_pre_hook(
+        lambda _module, inputs: found.__setitem__("view_transform.bev_pool", inputs[0])
+    )
+    batch = batch_of(fixture)
+    with torch.inference_mode():
+        output = model(batch)
+        boxes = model.decode(output)[0]
+        found["view_transform.geometry"] = torch.stack(model.view_transform.geometry(batch), -1)
+        found["view_transform.depth_map"] = depth_map(batch, FULL.image_size)[0]
+    found["img_backbone.patch_embed"] = found["img_backbone.patch_embed"].flatten(1, 2)
+    for name in ("img_backbone", "img_neck", "pts_backbone"):
+        found |= {f"{name}.{i}": value for i, value in enumerate(found.pop(name))}
+    found["bbox_head.dense_heatmap"] = output.dense_heatmap
+
+    # The order of queries with nearly equal scores is float noise; their identity is not.
+    ours = list(zip(output.query_labels[0].tolist(), output.query_cells[0].tolist(), strict=True))
+    theirs = list(zip(fixture["out/head.query_label"], fixture["out/head.query_cell"], strict=True))
+    assert sorted(ours) == sorted(theirs)
+    order = torch.tensor([ours.index(query) for query in theirs])
+    found["bbox_head.decoder.0"] = found["bbox_head.decoder.0"].transpose(1, 2)[..., order]
+    for name in ("center", "height", "dim", "rot", "vel", "heatmap", "query_heatmap_score"):
+        found[f"head.{name}"] = getattr(output, name)[..., order]
+    scores = output.query_heatmap_score.gather(1, output.query_labels[:, None])[0, 0]
+    found["head.query_score"] = scores[order]
+    assert len(boxes) == len(order)
+    values = boxes.values[order]
+    found["decoded.boxes"] = values
+    bottom = values.clone()
+    bottom[:, 2] -= values[:, 5] / 2
+    found["decoded.boxes_bottom_centre"] = bottom
+    assert boxes.scores is not None
+    found["decoded.scores"] = boxes.scores[order]
+    found["decoded.labels"] = boxes.labels[order]
+    return {name: value.detach() for name, value in found.items() if torch.is_tensor(value)}
+
+
+def samples(fixture: Fixture, name: str) -> tuple[Any, Any]:
+    """Return flat indices and expected values."""
+    if name == "head.query_score":
+        values = fixture["out/head.query_score"]
+        return np.arange(len(values)), values
+    if f"out/{name}.full" in fixture:
+        values = fixture[f"out/{name}.full"].ravel()
+        return np.arange(len(values)), values
+    pairs = [(fixture[f"out/{name}.idx"], fixture[f"out/{name}.val"])]
+    if f"out/{name}.nz_idx" in fixture:
+        pairs.append((fixture[f"out/{name}.nz_idx"], fixture[f"out/{name}.nz_val"]))
+    index, values = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return index, values
+
+
+@pytest.mark.parametrize("name", [name for name in TOLERANCES if name != "voxels.mean_features"])
+def test_output(name: str, fixture: Fixture, results: dict[str, torch.Tensor]) -> None:
+    index, expected = samples(fixture, name)
+    value = results[name].contiguous()
+    if f"out/{name}.shape" in fixture:
+        assert tuple(value.shape) == tuple(fixture[f"out/{name}.shape"])
+    difference = np.abs(value.flatten().numpy()[index] - expected)
+    if name.startswith("decoded.boxes"):
+        turn = 2 * np.pi
+        yaw = index % 9 == 6
+        difference[yaw] = np.abs((difference[yaw] + np.pi) % turn - np.pi)
+    rule = TOLERANCES[name]
+    scale = 1.0
+    if rule["relative"]:
+        scale = fixture.meta["stats"][name]["std"] + np.abs(expected)
+    worst = float((difference / scale).max())
+    print(f"{name}: worst {worst:.1e}, tolerance {rule['tol']:.0e}")
+    assert worst <= rule["tol"]
+
+
+def test_labels(fixture: Fixture, results: dict[str, torch.Tensor]) -> None:
+    expected = torch.from_numpy(fixture["out/decoded.labels_int"].astype(np.int64))
+    assert torch.equal(results["decoded.labels"], expected)
+
+
+def test_voxels(fixture: Fixture) -> None:
+    voxels = voxelize(torch.from_numpy(fixture["in/points"]), FULL)
+    facts = fixture.meta["voxels"]
+    keys = (voxels.coordinates[:, 0] * 1440 + voxels.coordinates[:, 1]) * 40
+    keys += voxels.coordinates[:, 2]
+    assert len(keys) == facts["voxels"]
+    assert int(voxels.counts.sum()) == facts["num_points_sum"]
+    assert zlib.crc32(np.sort(keys.numpy()).tobytes()) == facts["key_crc32"]
+    x, y, z = fixture["out/voxels.xyz"].astype(np.int64).T
+    row = torch.searchsorted(keys, torch.from_numpy((x * 1440 + y) * 40 + z))
+    assert np.array_equal(voxels.counts[row].numpy(), fixture["out/voxels.num_points"])
+    difference = np.abs(voxels.features[row].numpy() - fixture["out/voxels.mean_features"])
+    assert difference.max() <= TOLERANCES["voxels.mean_features"]["tol"]
+
+
+def test_sparse_stages(fixture: Fixture, model: BEVFusion) -> None:
+    """Sites exactly; features by their mean per channel."""
+    encoder = model.pts_middle_encoder
+    voxels = voxelize(torch.from_numpy(fixture["in/points"]), FULL)
+    _, size_y, size_z = encoder.shape
+    x, y, z = voxels.coordinates.unbind(1)
+    book = encoder.rulebook((x * size_y + y) * size_z + z)
+    with torch.inference_mode():
+        features = [
+            encoder.conv_input(voxels.features, book.rules[0]),
+            *encoder.stages(voxels.features, book.rules),
+        ]
+        features.append(encoder.conv_out(features[-1], book.rules[-1]))
+    stages = [f"encoder_layers.encoder_layer{i}" for i in range(1, 5)]
+    # The last stage keeps the sites of the one before.
+    active = [*book.active[:-1], *book.active[-2:]]
+    for name, value, sites in zip(
+        ["conv_input", *stages, "conv_out"], features, active, strict=True
+    ):
+        facts = fixture.meta["stats"][f"pts_middle_encoder.{name}.features"]
+        _, x, y, z = sites.coordinates()
+        keys = np.sort(((x * 1440 + y) * 41 + z).numpy())
+        assert len(keys) == facts["sites"] == len(value)
+        assert zlib.crc32(keys.tobytes()) == facts["site_key_crc32"]
+        mean = fixture[f"out/pts_middle_encoder.{name}.features.chan_mean"]
+        assert np.abs(value.mean(0).numpy() - mean).max() <= 1e-4 * facts["std"]
+
+
+def test_pooling_cells(fixture: Fixture, model: BEVFusion) -> None:
+    _, _, cells = model.view_transform.pool_indices(batch_of(fixture))
+    facts = fixture.meta["view_transform"]
+    fragile = facts["fragile"]
+    assert abs(len(cells) - facts["kept"]) <= fragile
+    rows = torch.bincount(cells // 360, minlength=360).numpy()
+    columns = torch.bincount(cells % 360, minlength=360).numpy()
+    assert np.abs(rows - fixture["out/view_transform.cell_count_rows"]).sum() <= 2 * fragile
+    assert np.abs(columns - fixture["out/view_transform.cell_count_cols"]).sum() <= 2 * fragile
+    if not fragile:
+        assert int(cells.sum()) == facts["cell_key_sum"]
+
+
+def test_proposals(fixture: Fixture, model: BEVFusion) -> None:
+    if "out/unit_proposals.label" not in fixture:
+        pytest.skip("this fixture has no proposals of their own")
+    heatmap = 0.5 * np.random.RandomState(22).standard_normal((10, 180, 180))
+    border = np.ones((180, 180), bool)
+    border[1:-1, 1:-1] = False
+    heatmap[:, border] += 0.5
+    logits = torch.from_numpy(heatmap.astype(np.float32))[None]
+    labels, cells, scores = model.bbox_head.propose(logits)
+    assert np.array_equal(labels[0], fixture["out/unit_proposals.label"])
+    assert np.array_equal(cells[0], fixture["out/unit_proposals.cell"])
+    assert np.allclose(scores[0], fixture["out/unit_proposals.query_heatmap_score"], atol=1e-6)

@@ -1,0 +1,110 @@
+"""Weights files: exact, strict, and the conversions of public checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bevquant.errors import BevquantError
+from bevquant.models.bevfusion import SMALL, BEVFusion, HeadOutput
+from bevquant.models.bevfusion.decode import decode
+from bevquant.models.weights import import_checkpoint, load_weights, save_weights
+
+
+def other(model: BEVFusion) -> BEVFusion:
+    """Return a model of the same shape with other weights."""
+    copy = BEVFusion(model.config)
+    assert not same(model, copy)
+    return copy
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def model() -> BEVFusion:
+    torch.manual_seed(0)
+    return BEVFusion(SMALL)
+
+
+def test_round_trip(model: BEVFusion, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(model, path, {"epoch": "3"})
+    copy = other(model)
+    assert load_weights(copy, path) == {"epoch": "3"}
+    assert same(model, copy)
+    assert path.stat().st_size < 8e6
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(2, 2)}), path)
+    target = nn.ModuleDict({"a": nn.Linear(2, 4), "c": nn.Linear(2, 2)})
+    with pytest.raises(BevquantError) as caught:
+        load_weights(target, path)
+    message = str(caught.value)
+    assert "2 missing (c.weight, c.bias)" in message
+    assert "2 left over (b.bias, b.weight)" in message
+    assert "a.weight (3, 2) instead of (4, 2)" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all"])
+def test_damaged_files(content: bytes, tmp_path: Path, model: BEVFusion) -> None:
+    path = tmp_path / "damaged"
+    path.write_bytes(content)
+    with pytest.raises(BevquantError, match="damaged"):
+        load_weights(model, path)
+    with pytest.raises(BevquantError, match="damaged"):
+        import_checkpoint(model, path)
+    with pytest.raises(BevquantError, match="no such"):
+        load_weights(model, tmp_path / "absent")
+
+
+def test_checkpoint_with_first_layout(model: BEVFusion, tmp_path: Path) -> None:
+    state = model.state_dict()
+    first = {
+        name: value.permute(1, 2, 3, 4, 0).contiguous() if value.ndim == 5 else value
+        for name, value in state.items()
+    }
+    assert first["pts_middle_encoder.conv_input.0.weight"].shape[:3] == (3, 3, 3)
+    torch.save({"state_dict": first, "meta": {"epoch": 6}}, tmp_path / "x.pth")
+    copy = other(model)
+    import_checkpoint(copy, tmp_path / "x.pth")
+    assert same(model, copy)
+
+
+def boxes(model: BEVFusion, features: torch.Tensor) -> torch.Tensor:
+    """Decode what the prediction branches say about given query features."""
+    heads = model.bbox_head.prediction_heads[0].eval()
+    names = ("center", "height", "dim", "rot", "vel", "heatmap")
+    with torch.no_grad():
+        raw = {name: getattr(heads, name)(features) for name in names}
+    queries = features.shape[2]
+    output = HeadOutput(
+        **raw,
+        query_heatmap_score=torch.ones(1, 10, queries),
+        query_labels=torch.zeros(1, queries, dtype=torch.int64),
+        query_cells=torch.zeros(1, queries, dtype=torch.int64),
+        dense_heatmap=torch.empty(0),
+    )
+    return decode(model.config.bbox_head, output)[0].values
+
+
+def test_old_boxes_are_converted(model: BEVFusion, tmp_path: Path) -> None:
+    state = {
+        name.replace("view_transform.", "vtransform."): v for name, v in model.state_dict().items()
+    }
+    torch.save(state, tmp_path / "old.pth")
+    copy = other(model)
+    import_checkpoint(copy, tmp_path / "old.pth")
+    features = torch.randn(1, SMALL.bbox_head.hidden_channels, 20)
+    old, new = boxes(model, features), boxes(copy, features)
+    torch.testing.assert_close(new[:, 3:5], old[:, [4, 3]])
+    turn = (new[:, 6] - (-old[:, 6] - torch.pi / 2)) / (2 * torch.pi)
+    torch.testing.assert_close(turn, turn.round(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(new[:, [0, 1, 2, 5, 7, 8]], old[:, [0, 1, 2, 5, 7, 8]])
+
+    import_checkpoint(copy, tmp_path / "old.pth", old_boxes=False)
+    assert same(model, copy)
