@@ -27,6 +27,7 @@ class SwinConfig(_Config):
         depths: blocks per stage.
         num_heads: attention heads per stage.
         window_size: tokens along one side of a window.
+        mlp_ratio: hidden channels of a block's feed-forward network per channel.
         out_indices: stages whose output is returned; the first has stride 8.
     """
 
@@ -34,6 +35,7 @@ class SwinConfig(_Config):
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
     window_size: int
+    mlp_ratio: int
     out_indices: tuple[int, ...]
 
 
@@ -212,6 +214,7 @@ FULL = BEVFusionConfig(
         depths=(2, 2, 6, 2),
         num_heads=(3, 6, 12, 24),
         window_size=7,
+        mlp_ratio=4,
         out_indices=(1, 2, 3),
     ),
     neck_channels=256,
@@ -262,6 +265,7 @@ SMALL = BEVFusionConfig(
         depths=(1, 2, 2),
         num_heads=(1, 2, 4),
         window_size=4,
+        mlp_ratio=2,
         out_indices=(1, 2),
     ),
     neck_channels=48,
@@ -270,7 +274,7 @@ SMALL = BEVFusionConfig(
         x_bounds=(-44.8, 44.8, 0.8),
         y_bounds=(-44.8, 44.8, 0.8),
         z_bounds=(-10.0, 10.0, 20.0),
-        depth_channels=(8, 8, 16),
+        depth_channels=(2, 8, 16),
         hidden_channels=48,
         out_channels=24,
         downsample=1,
@@ -288,15 +292,15 @@ SMALL = BEVFusionConfig(
         out_channels=24,
     ),
     fuser_channels=48,
-    pts_backbone=SecondConfig(channels=(40, 80, 128), layers=(1, 2, 2), strides=(1, 2, 2)),
-    pts_neck=SecondFPNConfig(channels=(24, 24, 24), upsample=(1, 2, 4)),
+    pts_backbone=SecondConfig(channels=(40, 64, 128), layers=(1, 2, 2), strides=(1, 2, 2)),
+    pts_neck=SecondFPNConfig(channels=(16, 16, 16), upsample=(1, 2, 4)),
     bbox_head=HeadConfig(
         grid=(112, 112),
         origin=(-44.8, -44.8),
         cell_size=0.8,
         hidden_channels=48,
         num_proposals=100,
-        num_heads=4,
+        num_heads=3,
         ffn_channels=128,
         prediction_channels=32,
         center_range=(-51.2, -51.2, -10.0, 51.2, 51.2, 10.0),

@@ -66,6 +66,10 @@ class Pairs(NamedTuple):
     by_input: Rows
     by_output: Rows
 
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Split ``values`` [P, ...] by kernel position."""
+        return torch.split(values, self.counts.tolist())
+
     def table(self) -> Tensor:
         """Return int64 [outputs, K]: the input row, or the number of inputs where none is."""
         positions, rows = len(self.counts), len(self.by_output.starts)
@@ -107,47 +111,46 @@ class SparseConv3d(nn.Module):
 
 
 class _PairConvolution(torch.autograd.Function):
-    """One matrix product per kernel position; autograd alone would scatter row by row."""
+    """One matrix product per kernel position; autograd alone would scatter row by row.
+
+    Rows are gathered position by position too: what is gathered stays in the cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.pairs = pairs
-        gathered = features.index_select(0, pairs.inputs)
-        return _sum_rows(_multiply(gathered, _per_position(weight), pairs), pairs.by_output)
+        products = features.new_empty(len(pairs.inputs), weight.shape[0])
+        for inputs, product, matrix in zip(
+            pairs.split(pairs.inputs), pairs.split(products), _per_position(weight), strict=True
+        ):
+            torch.mm(features.index_select(0, inputs), matrix, out=product)
+        return _sum_rows(products, pairs.by_output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         features, weight = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
-        spread = gradient.index_select(0, pairs.outputs)
-        to_features = to_weight = None
-        if ctx.needs_input_grad[0]:
-            transposed = _per_position(weight).transpose(1, 2)
-            to_features = _sum_rows(_multiply(spread, transposed, pairs), pairs.by_input)
-        if ctx.needs_input_grad[1]:
-            counts = pairs.counts.tolist()
-            gathered = torch.split(features.index_select(0, pairs.inputs), counts)
-            spreads = torch.split(spread, counts)
-            products = [x.t() @ y for x, y in zip(gathered, spreads, strict=True)]
-            to_weight = torch.stack(products).permute(2, 0, 1).reshape(weight.shape)
-        return to_features, to_weight, None
+        products = gradient.new_empty(len(pairs.inputs), weight.shape[-1])
+        to_weight = []
+        for inputs, outputs, product, matrix in zip(
+            pairs.split(pairs.inputs),
+            pairs.split(pairs.outputs),
+            pairs.split(products),
+            _per_position(weight),
+            strict=True,
+        ):
+            rows = gradient.index_select(0, outputs)
+            torch.mm(rows, matrix.t(), out=product)
+            to_weight.append(rows.t() @ features.index_select(0, inputs))
+        to_features = _sum_rows(products, pairs.by_input)
+        return to_features, torch.stack(to_weight, 1).view_as(weight), None
 
 
 def _per_position(weight: Tensor) -> Tensor:
     """Reorder [out, kx, ky, kz, in] to [K, in, out]."""
     return weight.flatten(1, 3).permute(1, 2, 0)
-
-
-def _multiply(rows: Tensor, matrices: Tensor, pairs: Pairs) -> Tensor:
-    """Multiply each pair's row [P, a] by the matrix [a, b] of its kernel position."""
-    products = rows.new_empty(len(rows), matrices.shape[2])
-    counts = pairs.counts.tolist()
-    parts = torch.split(rows, counts), torch.split(products, counts)
-    for x, y, matrix in zip(*parts, matrices, strict=True):
-        torch.mm(x, matrix, out=y)
-    return products
 
 
 def _sum_rows(products: Tensor, rows: Rows) -> Tensor:

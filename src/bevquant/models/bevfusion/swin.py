@@ -116,19 +116,12 @@ class ShiftWindowMSA(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        window_size: int,
-        shift: int,
-        map_size: tuple[int, int],
-    ) -> None:
+    def __init__(self, channels: int, hidden_channels: int, attention: ShiftWindowMSA) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = ShiftWindowMSA(channels, num_heads, window_size, shift, map_size)
+        self.attn = attention
         self.norm2 = nn.LayerNorm(channels)
-        self.ffn = FFN(channels, 4 * channels, nn.GELU())
+        self.ffn = FFN(channels, hidden_channels, nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, H, W, C] to the same shape."""
@@ -162,10 +155,10 @@ class SwinStage(nn.Module):
         super().__init__()
         channels, heads = config.embed_dims << index, config.num_heads[index]
         size = config.window_size
-        self.blocks = nn.ModuleList(
-            SwinBlock(channels, heads, size, (i % 2) * (size // 2), map_size)
-            for i in range(config.depths[index])
-        )
+        self.blocks = nn.ModuleList()
+        for i in range(config.depths[index]):
+            attention = ShiftWindowMSA(channels, heads, size, (i % 2) * (size // 2), map_size)
+            self.blocks.append(SwinBlock(channels, config.mlp_ratio * channels, attention))
         last = index == len(config.depths) - 1
         self.downsample = None if last else PatchMerging(channels)
 
