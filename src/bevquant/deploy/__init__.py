@@ -1,0 +1,1 @@
+"""From a quantized network to a file, and from that file to an engine."""

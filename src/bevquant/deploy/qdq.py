@@ -1,0 +1,158 @@
+"""A quantized network as torch.onnx.export must see it: integer weights, explicit steps.
+
+While :func:`integer_form` holds, every quantized layer computes what it simulated, but
+from its integer weight and through two operators of our own, which the exporter
+translates into ONNX's QuantizeLinear and DequantizeLinear.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from onnx import TensorProto, helper
+from onnxscript.onnx_opset import opset21
+from torch import Tensor, nn
+
+from bevquant.errors import BevquantError
+from bevquant.quant import affine
+from bevquant.quant.affine import QuantParams
+from bevquant.quant.layers import QuantLayer, QuantModule
+
+# Opset21's stubs want eager tensors; in a translation its methods take graph values.
+op: Any = opset21
+
+WEIGHT_NAME = "weight_int"
+"""Buffers with integer weights are called so, followed by the bits they are stored in."""
+
+FLOAT = "float"
+"""Precision of a quantizable layer that is not quantized."""
+
+STORED_BITS = (2, 4, 8, 16)
+ACTIVATION_TYPES = {8: TensorProto.UINT8, 16: TensorProto.UINT16}
+
+
+@torch.library.custom_op("bevquant::quantize_dequantize", mutates_args=())
+def quantize_dequantize(x: Tensor, scale: float, zero_point: int, bits: int) -> Tensor:
+    """Round ``x`` to the unsigned grid of ``bits`` bits, per tensor."""
+    grid = QuantParams(torch.tensor(scale), torch.tensor(zero_point), 0, 2**bits - 1)
+    return affine.simulate(x, grid)
+
+
+@torch.library.custom_op("bevquant::dequantize", mutates_args=())
+def dequantize(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """Return signed ``codes`` times a ``scale`` [C] along ``axis``."""
+    return codes * scale.view(-1, *(1,) * (codes.ndim - axis - 1))
+
+
+@quantize_dequantize.register_fake
+def _(x: Tensor, scale: float, zero_point: int, bits: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@dequantize.register_fake
+def _(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
+    return torch.empty_like(codes, dtype=scale.dtype)
+
+
+def _onnx_quantize_dequantize(x: Any, scale: float, zero_point: int, bits: int) -> Any:
+    step = op.Constant(value=helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]))
+    dtype = ACTIVATION_TYPES[bits]
+    zero = op.Constant(value=helper.make_tensor("zero_point", dtype, [], [zero_point]))
+    return op.DequantizeLinear(op.QuantizeLinear(x, step, zero), step, zero)
+
+
+def _onnx_dequantize(codes: Any, scale: Any, axis: int) -> Any:
+    return op.DequantizeLinear(codes, scale, axis=axis)
+
+
+TRANSLATION: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.bevquant.quantize_dequantize.default: _onnx_quantize_dequantize,
+    torch.ops.bevquant.dequantize.default: _onnx_dequantize,
+}
+"""For the argument ``custom_translation_table`` of :func:`torch.onnx.export`."""
+
+
+class _IntegerLayer(nn.Module):
+    """Stands for a :class:`QuantLayer`."""
+
+    def __init__(self, layer: QuantLayer) -> None:
+        super().__init__()
+        self.wrapped = layer.wrapped
+        self.axis = layer.weight_axis
+        self.input = _input_grids(layer)[0]
+        grid, codes = layer.weight_params, layer.weight_codes
+        if grid.scale.ndim == 0 or grid.zero_point.any():
+            raise BevquantError(
+                f"{layer.name}: weights with zero points or one scale per tensor are not "
+                "exported; quantize with the scheme DEPLOY"
+            )
+        bits = next(n for n in STORED_BITS if grid.quant_max < 2 ** (n - 1))
+        self.weight_name = f"{WEIGHT_NAME}{bits}"
+        self.register_buffer(self.weight_name, codes.to(torch.int8 if bits <= 8 else torch.int16))
+        self.register_buffer("weight_scale", grid.scale.flatten())
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        codes, scale = self.get_buffer(self.weight_name), self.get_buffer("weight_scale")
+        weight = dequantize(codes, scale, self.axis)
+        quantized = quantize_dequantize(input, *self.input)
+        return torch.func.functional_call(
+            self.wrapped, {"weight": weight}, (quantized, *args), kwargs
+        )
+
+
+class _IntegerMatMul(nn.Module):
+    """Stands for a product of two quantized activations."""
+
+    def __init__(self, layer: QuantModule) -> None:
+        super().__init__()
+        self.a, self.b = _input_grids(layer)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.matmul(quantize_dequantize(a, *self.a), quantize_dequantize(b, *self.b))
+
+
+def _input_grids(layer: QuantModule) -> list[tuple[float, int, int]]:
+    """Return scale, zero point and bits of each input."""
+    grids = []
+    for grid in layer.input_params:
+        bits = (grid.quant_max + 1).bit_length() - 1
+        if grid.scale.ndim or grid.quant_min or bits not in ACTIVATION_TYPES:
+            raise BevquantError(
+                f"{layer.name}: activations are exported with {tuple(ACTIVATION_TYPES)} bits, "
+                "unsigned, one scale per tensor; quantize with the scheme DEPLOY"
+            )
+        grids.append((grid.scale.item(), int(grid.zero_point), bits))
+    return grids
+
+
+@contextmanager
+def integer_form(model: nn.Module) -> Iterator[dict[str, str]]:
+    """Put every quantized layer of ``model`` into its integer form, for a while.
+
+    Gives the precision (``"W8A8"``) of each quantizable layer, by its name in ``model``.
+    Layers without a precision or a calibration stay the ``"float"`` layers they are.
+
+    Raises:
+        BevquantError: a layer is quantized in a way that no engine runs in integers.
+    """
+    precisions: dict[str, str] = {}
+    swapped: list[tuple[nn.Module, str, QuantModule]] = []
+    try:
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if not isinstance(module, QuantModule):
+                continue
+            precisions[name] = str(module.precision) if module.quantized else FLOAT
+            if not module.quantized:
+                continue
+            parent, _, child = name.rpartition(".")
+            owner = model.get_submodule(parent)
+            integer = (
+                _IntegerLayer(module) if isinstance(module, QuantLayer) else _IntegerMatMul(module)
+            )
+            swapped.append((owner, child, module))
+            owner.add_module(child, integer)
+        yield precisions
+    finally:
+        for owner, child, module in swapped:
+            owner.add_module(child, module)

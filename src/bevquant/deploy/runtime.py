@@ -1,0 +1,77 @@
+"""A deployed BEVFusion: one file in, boxes out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch.utils import _pytree as pytree
+
+from bevquant.data.frame import Batch, Boxes
+from bevquant.data.preprocess import Preprocess
+from bevquant.deploy.engines import Array, Engine, EngineName, open_engine
+from bevquant.deploy.export import CONFIG_KEY, PREPROCESS_KEY
+from bevquant.errors import BevquantError
+from bevquant.models.bevfusion import BEVFusion, BEVFusionConfig, HeadOutput, NetworkInput
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An exported BEVFusion on an engine; call it with a batch of one frame.
+
+    Attributes:
+        engine: runs the network.
+        preprocess: what a frame goes through to become a batch.
+        model: the network's code around its layers (voxels, neighbour tables, decoding);
+            its weights are not used.
+    """
+
+    engine: Engine
+    preprocess: Preprocess
+    model: BEVFusion
+
+    def __call__(self, batch: Batch) -> list[Boxes]:
+        """Return the boxes of the one frame of ``batch``."""
+        return self.model.decode(self.network(self.prepare(batch)))
+
+    def prepare(self, batch: Batch) -> list[Array]:
+        """Return the input arrays of the network for the one frame of ``batch``."""
+        return flatten(self.model.prepare(batch))
+
+    def network(self, arrays: Sequence[Array]) -> HeadOutput:
+        """Run the layers.
+
+        Raises:
+            BevquantError: ``arrays`` are of several frames, or of other cameras than the
+                file's.
+        """
+        return HeadOutput(*map(torch.from_numpy, self.engine(arrays)))
+
+
+def load(path: Path, engine: EngineName = "openvino", threads: int = 1) -> Deployed:
+    """Load a file that :func:`~bevquant.deploy.export.export` wrote; it needs nothing else.
+
+    Args:
+        path: the file.
+        engine: see :func:`~bevquant.deploy.engines.open_engine`.
+        threads: see there.
+
+    Raises:
+        BevquantError: the file is missing, damaged, from another version or no BEVFusion,
+            or the engine is not installed.
+    """
+    opened = open_engine(path, engine, threads)
+    try:
+        config = BEVFusionConfig.model_validate_json(opened.metadata[CONFIG_KEY])
+        preprocess = Preprocess.model_validate_json(opened.metadata[PREPROCESS_KEY])
+    except KeyError as error:
+        raise BevquantError(f"{path}: holds no BEVFusion ({error.args[0]} is missing)") from error
+    except ValidationError as error:
+        raise BevquantError(f"{path}: written by another version; export it again") from error
+    return Deployed(opened, preprocess, BEVFusion(config).eval())
+
+
+def flatten(inputs: NetworkInput) -> list[Array]:
+    """Return the arrays of ``inputs`` in the order of a file's inputs."""
+    return [tensor.contiguous().numpy() for tensor in pytree.tree_leaves(inputs.with_tables())]
