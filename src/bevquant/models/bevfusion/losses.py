@@ -13,15 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bevquant.data.frame import Boxes
-from bevquant.models.bevfusion.config import BEVFusionConfig
-from bevquant.models.bevfusion.head import HeadOutput
+from bevquant.models.bevfusion.config import HeadConfig
 from bevquant.models.bevfusion.targets import (
     FOCAL_ALPHA,
     FOCAL_GAMMA,
-    Grid,
     assign,
+    encode,
     gaussian_heatmaps,
+    inside_grid,
 )
+from bevquant.models.bevfusion.transfusion import HeadOutput
 
 
 class LossSettings(BaseModel):
@@ -47,7 +48,7 @@ class LossSettings(BaseModel):
 
 
 def losses(
-    config: BEVFusionConfig,
+    config: HeadConfig,
     output: HeadOutput,
     boxes: Sequence[Boxes],
     settings: LossSettings,
@@ -58,7 +59,7 @@ def losses(
     centre lies outside the BEV grid are left out; unknown (NaN) velocities cost nothing.
 
     Args:
-        config: of the network that gave ``output``.
+        config: of the head that gave ``output``.
         output: raw output of the head for B frames.
         boxes: ground truth of the B frames.
         settings: weights and target sizes.
@@ -67,10 +68,9 @@ def losses(
     logits = output.heatmap.float().transpose(1, 2)
     parts = (output.center, output.height, output.dim, output.rot, output.vel)
     codes = torch.cat(parts, dim=1).float().transpose(1, 2)
-    grid = Grid(config.point_range, dense.shape[-2:])
-    truths = [grid.inside(truth) for truth in boxes]
+    truths = [inside_grid(truth, config) for truth in boxes]
 
-    matches = [assign(logits[i], codes[i], truth, grid) for i, truth in enumerate(truths)]
+    matches = [assign(logits[i], codes[i], truth, config) for i, truth in enumerate(truths)]
     frame = torch.cat([torch.full_like(queries, i) for i, (queries, _) in enumerate(matches)])
     query = torch.cat([queries for queries, _ in matches])
     pairs = list(zip(truths, (objects for _, objects in matches), strict=True))
@@ -80,13 +80,13 @@ def losses(
     class_targets = torch.zeros_like(logits)
     class_targets[frame, query, labels] = 1
     count = max(len(query), 1)
-    heatmaps = gaussian_heatmaps(
-        truths, grid, logits.shape[-1], settings.gaussian_overlap, settings.min_radius
+    heatmaps = gaussian_heatmaps(truths, config, settings.gaussian_overlap, settings.min_radius).to(
+        dense
     )
-    wanted = grid.encode(values).to(codes)
+    wanted = encode(values, config).to(codes)
     box_loss = l1_loss(codes[frame, query], wanted, settings.velocity_weight)
     return {
-        "heatmap": settings.heatmap_weight * gaussian_focal_loss(dense, heatmaps.to(dense)),
+        "heatmap": settings.heatmap_weight * gaussian_focal_loss(dense, heatmaps),
         "class": settings.class_weight * focal_loss(logits, class_targets) / count,
         "box": settings.box_weight * box_loss / count,
     }
@@ -97,7 +97,7 @@ def gaussian_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     centers = targets == 1
     score = logits.sigmoid()
     positive = -F.logsigmoid(logits) * (1 - score).square()
-    negative = -F.logsigmoid(-logits) * score.square() * (1 - targets).pow(4)
+    negative = -F.logsigmoid(-logits) * score.square() * (1 - targets).square().square()
     return torch.where(centers, positive, negative).sum() / centers.sum().clamp(min=1)
 
 

@@ -15,53 +15,43 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bevquant.data.frame import Boxes
+from bevquant.models.bevfusion.config import HeadConfig
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 CLASS_COST = 0.15
 CENTER_COST = 0.25
 IOU_COST = 0.25
+CODE_LIMIT = 200.0
 
 Floats = npt.NDArray[np.float64]
 
 
-class Grid:
-    """The BEV grid of the head: metres in the LiDAR frame <-> cells.
+def inside_grid(boxes: Boxes, config: HeadConfig) -> Boxes:
+    """Return the boxes, on the CPU, whose centre lies in the head's grid."""
+    values = boxes.values.cpu()
+    cell = _cells(values, config).floor()
+    keep = ((cell >= 0) & (cell < torch.tensor(config.grid))).all(dim=1)
+    return Boxes(values[keep], boxes.labels.cpu()[keep])
 
-    Args:
-        point_range: lower x, y, z, then upper x, y, z bounds in metres.
-        shape: cells along x and y.
+
+def encode(values: Tensor, config: HeadConfig) -> Tensor:
+    """Return the head's code of boxes [n, 9] as [n, 10].
+
+    x and y in cells, z of the centre in metres, log of length, width and height, sin and
+    cos of the yaw, velocity x and y.
     """
+    yaw = values[:, 6:7]
+    size = values[:, 3:6].log()
+    parts = (_cells(values, config), values[:, 2:3], size, yaw.sin(), yaw.cos(), values[:, 7:])
+    return torch.cat(parts, dim=1)
 
-    def __init__(self, point_range: Sequence[float], shape: Sequence[int]):
-        self.shape = (shape[0], shape[1])
-        self.low = torch.tensor(point_range[:2])
-        self.extent = torch.tensor(point_range[3:5]) - self.low
-        self.cell = self.extent / torch.tensor(self.shape)
 
-    def inside(self, boxes: Boxes) -> Boxes:
-        """Return the boxes, on the CPU, whose centre lies in the grid."""
-        values = boxes.values.cpu()
-        relative = (values[:, :2] - self.low) / self.extent
-        keep = ((relative >= 0) & (relative < 1)).all(dim=1)
-        return Boxes(values[keep], boxes.labels.cpu()[keep])
-
-    def encode(self, values: Tensor) -> Tensor:
-        """Return the head's code of boxes [n, 9] as [n, 10].
-
-        x and y in cells, z of the centre in metres, log of length, width and height, sin
-        and cos of the yaw, velocity x and y.
-        """
-        center = (values[:, :2] - self.low) / self.cell
-        yaw = values[:, 6:7]
-        parts = (center, values[:, 2:3], values[:, 3:6].log(), yaw.sin(), yaw.cos(), values[:, 7:])
-        return torch.cat(parts, dim=1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the boxes [n, 9] of codes [n, 10]: the inverse of :meth:`encode`."""
-        center = codes[:, :2] * self.cell + self.low
-        yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
-        return torch.cat((center, codes[:, 2:3], codes[:, 3:6].exp(), yaw, codes[:, 8:]), dim=1)
+def decode(codes: Tensor, config: HeadConfig) -> Tensor:
+    """Return the boxes [n, 9] of codes [n, 10]: the inverse of :func:`encode`."""
+    center = codes[:, :2] * config.cell_size + torch.tensor(config.origin)
+    yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
+    return torch.cat((center, codes[:, 2:3], codes[:, 3:6].exp(), yaw, codes[:, 8:]), dim=1)
 
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
@@ -81,7 +71,7 @@ def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
 
 
 def gaussian_heatmaps(
-    boxes: Sequence[Boxes], grid: Grid, classes: int, overlap: float, min_radius: int
+    boxes: Sequence[Boxes], config: HeadConfig, overlap: float, min_radius: int
 ) -> Tensor:
     """Return the dense targets [B, classes, X, Y], 1 at the cell of every centre.
 
@@ -90,29 +80,31 @@ def gaussian_heatmaps(
 
     Args:
         boxes: B sets of boxes inside the grid.
-        grid: cells of the heat map.
-        classes: number of classes.
+        config: of the head.
         overlap: see :func:`gaussian_radius`.
         min_radius: least r, in cells.
     """
-    heat = torch.zeros(len(boxes) * classes, *grid.shape)
+    classes = config.num_classes
     values = torch.cat([truth.values for truth in boxes])
     channels = torch.cat([truth.labels + i * classes for i, truth in enumerate(boxes)])
-    center = ((values[:, :2] - grid.low) / grid.cell).floor()
-    radius = gaussian_radius(values[:, 3] / grid.cell[0], values[:, 4] / grid.cell[1], overlap)
-    radius = radius.floor().clamp(min=min_radius)[:, None]
+    center = _cells(values, config).floor()
+    length, width = (values[:, 3:5] / config.cell_size).unbind(dim=1)
+    radius = gaussian_radius(length, width, overlap).floor().clamp(min=min_radius)[:, None]
     sigma = (2 * radius + 1) / 6
     profiles = []
-    for axis, cells in enumerate(grid.shape):
+    for axis, cells in enumerate(config.grid):
         offset = torch.arange(cells) - center[:, axis, None]
         bell = torch.exp(-offset.square() / (2 * sigma.square()))
         profiles.append(bell.where(offset.abs() <= radius, 0))
     bells = profiles[0][:, :, None] * profiles[1][:, None, :]
-    heat.index_reduce_(0, channels, bells, "amax")
-    return heat.view(len(boxes), classes, *grid.shape)
+    heat = torch.zeros(len(boxes) * classes, *config.grid)
+    heat.scatter_reduce_(0, channels[:, None, None].expand_as(bells), bells, "amax")
+    return heat.view(len(boxes), classes, *config.grid)
 
 
-def assign(logits: Tensor, codes: Tensor, truth: Boxes, grid: Grid) -> tuple[Tensor, Tensor]:
+def assign(
+    logits: Tensor, codes: Tensor, truth: Boxes, config: HeadConfig
+) -> tuple[Tensor, Tensor]:
     """Match queries with objects one to one at the least total cost (Hungarian method).
 
     Cost = 0.15 focal class cost + 0.25 L1 distance of the centres in parts of the grid's
@@ -122,22 +114,24 @@ def assign(logits: Tensor, codes: Tensor, truth: Boxes, grid: Grid) -> tuple[Ten
         logits: class logits [Q, classes] of the queries.
         codes: box codes [Q, 10] of the queries.
         truth: ground truth of the frame, on the CPU.
-        grid: of the head.
+        config: of the head.
 
     Returns:
         Indices of the matched queries and of their objects, int64 [min(Q, n)] each.
     """
-    scores = logits.detach().cpu().sigmoid().double().clamp(1e-12, 1 - 1e-12)
-    predicted = grid.decode(codes.detach().cpu().clamp(-LARGEST_CODE, LARGEST_CODE)).double()
+    scores = logits.detach().cpu().double().nan_to_num().sigmoid().clamp(1e-12, 1 - 1e-12)
+    # A diverging network must not crash the assignment: the loss is what reports it.
+    predicted = decode(codes.detach().cpu().nan_to_num().clamp(-CODE_LIMIT, CODE_LIMIT), config)
+    predicted = predicted.double()
     wanted = truth.values.double()
     positive = -scores.log() * FOCAL_ALPHA * (1 - scores).pow(FOCAL_GAMMA)
     negative = -(1 - scores).log() * (1 - FOCAL_ALPHA) * scores.pow(FOCAL_GAMMA)
     class_cost = (positive - negative)[:, truth.labels]
-    scale = grid.extent.double()
-    center_cost = torch.cdist(predicted[:, :2] / scale, wanted[:, :2] / scale, p=1)
+    extent = torch.tensor(config.grid).double() * config.cell_size
+    center_cost = torch.cdist(predicted[:, :2] / extent, wanted[:, :2] / extent, p=1)
     overlap = torch.from_numpy(iou_3d(predicted.numpy(), wanted.numpy()))
     cost = CLASS_COST * class_cost + CENTER_COST * center_cost - IOU_COST * overlap
-    queries, objects = linear_sum_assignment(cost.nan_to_num().numpy())
+    queries, objects = linear_sum_assignment(cost.numpy())
     return torch.from_numpy(queries), torch.from_numpy(objects)
 
 
@@ -166,3 +160,7 @@ def footprints(boxes: Floats) -> npt.NDArray[np.object_]:
     across = np.stack((-sin, cos), axis=1) * boxes[:, 4:5] / 2
     corners = np.stack((along + across, across - along, -along - across, along - across), axis=1)
     return np.asarray(shapely.polygons(boxes[:, None, :2] + corners))
+
+
+def _cells(values: Tensor, config: HeadConfig) -> Tensor:
+    return (values[:, :2] - torch.tensor(config.origin)) / config.cell_size

@@ -1,0 +1,1 @@
+"""Float training of the networks."""
