@@ -13,7 +13,7 @@ import openvino
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bevquant.deploy.export import LAYERS_KEY
-from bevquant.deploy.graph import widen
+from bevquant.deploy.pack import widen
 from bevquant.deploy.placement import has_vnni, linear_as_convolution
 from bevquant.errors import BevquantError
 

@@ -3,24 +3,16 @@
 import ast
 from collections.abc import Collection
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bevquant.deploy.qdq import WEIGHT_NAME
+from bevquant.deploy.pack import Array, constant, narrow, pack, set_constant
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVES = ("Pad", "Gather", "Reshape")
 """Operators that move elements: what they do to codes they do to the values as well. Not
 Transpose, behind which OpenVINO does not find the codes."""
 
-OPSET = (21, 10)
-"""Opset that files are written in, and its IR version; it has everything but INT2."""
-INT2_OPSET = (25, 13)
-
-_PACKED = {f"{WEIGHT_NAME}4": ml_dtypes.int4, f"{WEIGHT_NAME}2": ml_dtypes.int2}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -35,41 +27,19 @@ def finish(model: ir.Model, layers: Collection[str]) -> None:
         model: changed in place.
         layers: names of the quantizable layers, as module paths of the exported module.
     """
-    for node in list(model.graph):
-        if node.op_type != "DequantizeLinear":
-            continue
-        layer = _scope(node)
-        stored = node.inputs[0] is not None and node.inputs[0].is_initializer()
-        last = _turn_weight(node) if stored else _sink(node)
-        for product in last.outputs[0].consumers():
-            # An input that two layers share is quantized once, in the code of the first.
-            if layer in layers and product.op_type in PRODUCTS and product.name not in layers:
-                product.name = layer
-    _pack(model)
+    dequantizes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    for node in dequantizes:
+        if _stored(node):
+            _turn_weight(node)
+            _name_products(node, _scope(node), layers)
+    for node in dequantizes:
+        if not _stored(node):
+            # After the weights: an input that layers share is quantized in one's code.
+            _name_products(_sink(node), _scope(node), layers)
+    pack(model)
+    narrow(model)
     RemoveUnusedNodesPass()(model)
     _strip(model.graph)
-
-
-def widen(model: ir.Model) -> None:
-    """Turn packed weights into int8, which is what engines have kernels for; exact."""
-    for value in model.graph.initializers.values():
-        if value.dtype in (ir.DataType.INT4, ir.DataType.INT2):
-            set_constant(value, constant(value).astype(np.int8))
-    model.opset_imports[""], model.ir_version = OPSET
-
-
-def constant(value: ir.Value | None) -> npt.NDArray[np.generic]:
-    """Return the array of an initializer."""
-    assert value is not None
-    assert value.const_value is not None
-    array: npt.NDArray[np.generic] = value.const_value.numpy()
-    return array
-
-
-def set_constant(value: ir.Value, array: npt.NDArray[np.generic]) -> None:
-    """Replace the array of an initializer."""
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
-    value.const_value, value.dtype, value.shape = tensor, tensor.dtype, ir.Shape(array.shape)
 
 
 def _scope(node: ir.Node) -> str | None:
@@ -111,6 +81,17 @@ def _sink(node: ir.Node) -> ir.Node:
     return node
 
 
+def _stored(node: ir.Node) -> bool:
+    codes = node.inputs[0]
+    return codes is not None and codes.is_initializer()
+
+
+def _name_products(node: ir.Node, layer: str | None, layers: Collection[str]) -> None:
+    for product in node.outputs[0].consumers():
+        if layer in layers and product.op_type in PRODUCTS and product.name not in layers:
+            product.name = layer
+
+
 def _only_consumer(node: ir.Node) -> ir.Node | None:
     consumers = list(node.outputs[0].uses())
     return consumers[0].node if len(consumers) == 1 else None
@@ -127,12 +108,8 @@ def _moves(node: ir.Node, value: ir.Value) -> bool:
     return zeros and node.attributes.get_string("mode", "constant") == "constant"
 
 
-def _turn_weight(node: ir.Node) -> ir.Node:
-    """Apply Transpose and Reshape behind the dequantized weight to its codes.
-
-    Returns:
-        ``node``, which dequantizes the weight.
-    """
+def _turn_weight(node: ir.Node) -> None:
+    """Apply Transpose and Reshape behind the dequantized weight to its codes."""
     graph, weight = node.graph, node.inputs[0]
     assert isinstance(graph, ir.Graph)
     assert weight is not None
@@ -150,28 +127,19 @@ def _turn_weight(node: ir.Node) -> ir.Node:
         node.outputs[0].shape = weight.shape
         turn.outputs[0].replace_all_uses_with(node.outputs[0])
         graph.remove(turn, safe=True)
-    return node
 
 
-def _flattens(reshape: ir.Node, codes: npt.NDArray[np.generic]) -> bool:
+def _flattens(reshape: ir.Node, codes: Array) -> bool:
     shape = reshape.outputs[0].shape
     return shape is not None and list(shape) == [len(codes), codes.size // len(codes)]
-
-
-def _pack(model: ir.Model) -> None:
-    """Store 4-bit weights two to a byte, 2-bit weights four to a byte, low bits first."""
-    model.opset_imports[""], model.ir_version = OPSET
-    for name, value in model.graph.initializers.items():
-        dtype = _PACKED.get(name.rpartition(".")[2])
-        if dtype is not None:
-            set_constant(value, constant(value).astype(dtype))
-        if dtype is ml_dtypes.int2:
-            model.opset_imports[""], model.ir_version = INT2_OPSET
 
 
 def _strip(graph: ir.Graph) -> None:
     """Drop what takes room and tells an engine nothing: stack traces, inner shapes."""
     graph.metadata_props.clear()
+    for value in graph.initializers.values():
+        value.metadata_props.clear()
+        value.shape = value.type = None
     for node in graph:
         node.metadata_props.clear()
         for value in node.outputs:

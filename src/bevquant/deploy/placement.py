@@ -10,7 +10,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from bevquant.deploy.graph import constant
+from bevquant.deploy.pack import constant
 
 CHANNELS_FIRST = (0, 3, 1, 2)
 CHANNELS_LAST = (0, 2, 3, 1)
