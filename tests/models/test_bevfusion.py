@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bevquant.data.frame import Batch
 from bevquant.models.bevfusion import FULL, SMALL, BEVFusion
+from bevquant.nn import MatMul
 
-STATE_DICT = Path(__file__).parents[2] / "../shared/reference/state_dict.json"
+REFERENCE = Path(__file__).parents[2] / "../shared/reference"
+STATE_DICT, LAYERS = REFERENCE / "state_dict.json", REFERENCE / "layers_table.json"
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +29,32 @@ def test_names_are_the_public_checkpoints() -> None:
         model = BEVFusion(FULL)
     entries = json.loads(STATE_DICT.read_text())["entries"]
     expected = {e["name"]: (tuple(e["shape"]), e["dtype"], e["kind"]) for e in entries}
-    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
     found = {
         name: (
             tuple(value.shape),
             str(value.dtype).removeprefix("torch."),
-            "parameter" if name in parameters else "buffer",
+            "buffer" if name in buffers else "parameter",
         )
         for name, value in model.state_dict().items()
     }
     assert found == expected
+
+
+def test_layers_are_the_thesis_genes_in_its_order() -> None:
+    if not LAYERS.is_file():
+        pytest.skip(f"{LAYERS} is absent")
+    with torch.device("meta"):
+        model = BEVFusion(FULL)
+    kinds = {nn.Conv2d: "conv2d", nn.Linear: "linear", MatMul: "matmul"}
+    found = [
+        (name, kinds[type(module)])
+        for name, module in model.named_modules()
+        # The thesis' tool does not see the projections of the decoder's attention.
+        if type(module) in kinds and "_attn.attn." not in name
+    ]
+    genes = json.loads(LAYERS.read_text())["layers"]
+    assert found == [(gene["path"], gene["kind"]) for gene in genes]
 
 
 def test_small_is_small(model: BEVFusion) -> None:
@@ -68,7 +87,7 @@ def test_every_weight_gets_a_gradient(make_batch: Callable[..., Batch]) -> None:
         if parameter.requires_grad and (parameter.grad is None or not parameter.grad.abs().sum())
     ]
     # Softmax does not see what all keys have in common.
-    assert not [name for name in silent if "in_proj_bias" not in name]
+    assert not [name for name in silent if "memory_proj.bias" not in name]
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""Multi-head attention with parameters named as those of torch.nn.MultiheadAttention."""
+"""Multi-head attention, saved like torch.nn.MultiheadAttention, made of layers that are called."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,25 +10,31 @@ from torch import Tensor, nn
 class MultiheadAttention(nn.Module):
     """Attention whose keys and values come from the same tensor.
 
-    The arithmetic is that of :class:`torch.nn.MultiheadAttention`; unlike there, the
-    output projection is a module that is called, so that hooks and replacements see it.
+    Arithmetic and state dict (``in_proj_weight``, ``in_proj_bias``, ``out_proj.*``) are
+    those of :class:`torch.nn.MultiheadAttention`. There the projections are parameters
+    that one function reads; here they are linear layers, so that hooks see them and a
+    toolkit can replace them.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.query_proj = nn.Linear(channels, channels)
+        self.memory_proj = nn.Linear(channels, 2 * channels)
         self.out_proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.in_proj_weight)
+        # As torch: Xavier over the three projections as one matrix [3C, C], no bias.
+        bound = (6 / (4 * channels)) ** 0.5
+        for layer in (self.query_proj, self.memory_proj):
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.out_proj.bias)
+        self.register_state_dict_post_hook(_pack)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_unpack)  # type: ignore[no-untyped-call]
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         """Attend from ``query`` [B, Q, C] to ``memory`` [B, L, C]; return [B, Q, C]."""
-        channels = query.shape[-1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        q = F.linear(query, weight[:channels], bias[:channels])
-        k, v = F.linear(memory, weight[channels:], bias[channels:]).chunk(2, -1)
+        q = self.query_proj(query)
+        k, v = self.memory_proj(memory).chunk(2, -1)
         y = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))
         out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
         return out
@@ -34,3 +42,21 @@ class MultiheadAttention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         batch, length, channels = x.shape
         return x.reshape(batch, length, self.num_heads, channels // self.num_heads).transpose(1, 2)
+
+
+def _pack(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Join the two input projections under torch's names."""
+    for part in ("weight", "bias"):
+        names = f"{prefix}query_proj.{part}", f"{prefix}memory_proj.{part}"
+        if all(name in state for name in names):
+            state[f"{prefix}in_proj_{part}"] = torch.cat([state.pop(name) for name in names])
+
+
+def _unpack(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Undo :func:`_pack` before loading."""
+    for part in ("weight", "bias"):
+        packed = state.pop(f"{prefix}in_proj_{part}", None)
+        if packed is not None:
+            channels = len(packed) // 3
+            state[f"{prefix}query_proj.{part}"] = packed[:channels]
+            state[f"{prefix}memory_proj.{part}"] = packed[channels:]
