@@ -109,9 +109,7 @@ def onnx_reference(bits: int) -> ReferenceEvaluator:
             helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
         ],
     )
-    return ReferenceEvaluator(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
-    )
+    return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
 
 
 @given(st.sampled_from((4, 8, 16)), st.data())

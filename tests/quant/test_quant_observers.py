@@ -1,11 +1,11 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from quant_nets import noise
 
 from bevquant.quant.affine import Range
 from bevquant.quant.observers import MinMax, min_max
 from bevquant.quant.spec import PerChannel, PerTensor
-from quant_nets import noise
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.sampled_from((-1, -3, None)))

@@ -74,6 +74,7 @@ class FoldedBatchNorm(nn.Module):
     def __init__(self, before: _Before, shift: Tensor | None) -> None:
         super().__init__()
         self._before = before
+        self.training = before.norm.training
         self.register_buffer("shift", shift)
 
     def forward(self, input: Tensor) -> Tensor:
