@@ -1,5 +1,6 @@
 """The whole network: names, batches, gradients, input in two forms."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_a_batch_of_two_is_two_frames(model: BEVFusion, make_batch: Callable[...
         assert torch.equal(together.query_cells[i], alone.query_cells[0])
         for ours, theirs in zip(together, alone, strict=True):
             torch.testing.assert_close(ours[i : i + 1], theirs, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_frame_without_points(
+    model: BEVFusion, make_batch: Callable[..., Batch], frames: int
+) -> None:
+    """LiDAR drop-out in training leaves such frames."""
+    batch = make_batch(SMALL, frames=frames)
+    empty = (*batch.points[:-1], batch.points[-1][:0])
+    output = model(dataclasses.replace(batch, points=empty))
+    assert all(value.isfinite().all() for value in output)
 
 
 def test_every_weight_gets_a_gradient(make_batch: Callable[..., Batch]) -> None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bevquant.models.bevfusion.config import BEVFusionConfig
@@ -47,9 +48,9 @@ def voxelize(points: Tensor, config: BEVFusionConfig) -> Voxels:
         keys, counts = keys[admitted], counts[admitted]
         starts = counts.cumsum(0) - counts
     rank = torch.arange(len(order), device=order.device) - starts.repeat_interleave(counts)
-    kept = points.index_select(0, order[rank < settings.max_points])
+    kept = order[rank < settings.max_points]
     counts = counts.clamp(max=settings.max_points)
-    sums = torch.segment_reduce(kept, "sum", lengths=counts)
+    sums = F.embedding_bag(kept, points, counts.cumsum(0) - counts, mode="sum")
     scale = points.new_tensor(settings.feature_scale)
     coordinates = torch.stack(
         (keys // (grid[1] * grid[2]), keys // grid[2] % grid[1], keys % grid[2]), 1
