@@ -66,7 +66,7 @@ class TrainBatches(Dataset[tuple[Batch, ...]]):
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.settings.seed, 0, epoch)).permutation(len(self.frames))
         size = self.settings.batch_size
-        return order[position * size : (position + 1) * size].tolist()
+        return [int(index) for index in order[position * size : (position + 1) * size]]
 
     def loader(self, start: int) -> Iterator[tuple[Batch, ...]]:
         """Yield the batches from step ``start`` on, loaded by worker processes."""
@@ -75,7 +75,6 @@ class TrainBatches(Dataset[tuple[Batch, ...]]):
             batch_size=None,
             sampler=range(start, len(self)),
             num_workers=self.settings.workers,
-            worker_init_fn=_use_one_thread,
             multiprocessing_context="fork" if self.settings.workers else None,
         )
         return iter(loader)
@@ -98,7 +97,3 @@ def in_range(batch: Batch, preprocess: Preprocess) -> Batch:
     low, high = torch.tensor(preprocess.point_range).view(2, 3)
     kept = [((p[:, :3] > low) & (p[:, :3] < high)).all(dim=1) for p in batch.points]
     return replace(batch, points=tuple(p[keep] for p, keep in zip(batch.points, kept, strict=True)))
-
-
-def _use_one_thread(_: int) -> None:
-    torch.set_num_threads(1)

@@ -137,7 +137,7 @@ def train_step(
     state.average.update_parameters(state.model)
     state.step += 1
     values = {name: term.item() for name, term in terms.items()}
-    return {"step": state.step, **values, "gradient": norm.item(), "lr": lr}
+    return {"step": state.step, **values, "gradient": norm.item(), "lr": float(lr)}
 
 
 def loss_terms(settings: LossSettings) -> Callable[[BEVFusion, Batch], dict[str, Tensor]]:

@@ -21,13 +21,13 @@ class AugmentSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    flip: float = Field(0.5, ge=0, le=1)
-    rotation: float = Field(0.4, ge=0, le=3.15)
-    scale: float = Field(0.05, ge=0, lt=1)
-    image_flip: float = Field(0.5, ge=0, le=1)
-    contrast: float = Field(0.2, ge=0, lt=1)
-    brightness: float = Field(0.2, ge=0)
-    thin_lidar: float = Field(0.1, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    rotation: float = Field(default=0.4, ge=0, le=3.15)
+    scale: float = Field(default=0.05, ge=0, lt=1)
+    image_flip: float = Field(default=0.5, ge=0, le=1)
+    contrast: float = Field(default=0.2, ge=0, lt=1)
+    brightness: float = Field(default=0.2, ge=0)
+    thin_lidar: float = Field(default=0.1, ge=0, le=1)
 
 
 class TrainSettings(BaseModel):
@@ -52,17 +52,17 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(16, ge=1)
-    batch_size: int = Field(4, ge=1)
-    replicas: int = Field(2, ge=1)
-    lr: float = Field(2e-3, gt=0)
-    warmup: float = Field(0.1, gt=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(10.0, gt=0)
-    ema_decay: float = Field(0.998, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
-    workers: int = Field(1, ge=0)
-    checkpoint_steps: int = Field(100, ge=1)
+    epochs: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    replicas: int = Field(default=2, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    warmup: float = Field(default=0.1, gt=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=10.0, gt=0)
+    ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    workers: int = Field(default=1, ge=0)
+    checkpoint_steps: int = Field(default=100, ge=1)
     loss: LossSettings = LossSettings()
     augment: AugmentSettings = AugmentSettings()
 

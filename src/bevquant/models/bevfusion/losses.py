@@ -39,12 +39,12 @@ class LossSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    heatmap_weight: float = Field(1.0, ge=0)
-    class_weight: float = Field(1.0, ge=0)
-    box_weight: float = Field(0.25, ge=0)
-    velocity_weight: float = Field(0.2, ge=0)
-    gaussian_overlap: float = Field(0.1, gt=0, lt=1)
-    min_radius: int = Field(2, ge=0)
+    heatmap_weight: float = Field(default=1.0, ge=0)
+    class_weight: float = Field(default=1.0, ge=0)
+    box_weight: float = Field(default=0.25, ge=0)
+    velocity_weight: float = Field(default=0.2, ge=0)
+    gaussian_overlap: float = Field(default=0.1, gt=0, lt=1)
+    min_radius: int = Field(default=2, ge=0)
 
 
 def losses(

@@ -22,7 +22,7 @@ FOCAL_GAMMA = 2.0
 CLASS_COST = 0.15
 CENTER_COST = 0.25
 IOU_COST = 0.25
-CODE_LIMIT = 200.0
+LARGEST_LOG_SIZE = 5.0
 
 Floats = npt.NDArray[np.float64]
 
@@ -120,9 +120,10 @@ def assign(
         Indices of the matched queries and of their objects, int64 [min(Q, n)] each.
     """
     scores = logits.detach().cpu().double().nan_to_num().sigmoid().clamp(1e-12, 1 - 1e-12)
-    # A diverging network must not crash the assignment: the loss is what reports it.
-    predicted = decode(codes.detach().cpu().nan_to_num().clamp(-CODE_LIMIT, CODE_LIMIT), config)
-    predicted = predicted.double()
+    # A diverging network must not crash here: its loss is what tells.
+    finite = codes.detach().cpu().nan_to_num(posinf=0, neginf=0)
+    finite[:, 3:6].clamp_(max=LARGEST_LOG_SIZE)
+    predicted = decode(finite, config).double()
     wanted = truth.values.double()
     positive = -scores.log() * FOCAL_ALPHA * (1 - scores).pow(FOCAL_GAMMA)
     negative = -(1 - scores).log() * (1 - FOCAL_ALPHA) * scores.pow(FOCAL_GAMMA)
