@@ -127,3 +127,9 @@ def test_grids_must_agree() -> None:
     fields["bbox_head"]["grid"] = (100, 100)
     with pytest.raises(ValueError, match="BEV grids differ"):
         SMALL.__class__(**fields)
+
+
+def test_image_size_must_fit_the_backbone() -> None:
+    fields = SMALL.model_dump() | {"image_size": (128, 360)}
+    with pytest.raises(ValueError, match="multiples of 16"):
+        SMALL.__class__(**fields)

@@ -11,6 +11,9 @@ Triple = tuple[int, int, int]
 Bounds = tuple[float, float, float]
 """Lower limit, upper limit, step."""
 
+PATCH = 4
+"""Pixels along one side of the image backbone's patches."""
+
 FEATURE_STRIDE = 8
 """Pixels per cell of the image features that are lifted (fixed by the depth branch)."""
 
@@ -190,7 +193,7 @@ class BEVFusionConfig(_Config):
         return x, y, z
 
     @model_validator(mode="after")
-    def _grids_agree(self) -> "BEVFusionConfig":
+    def _sizes_agree(self) -> "BEVFusionConfig":
         view, stride = self.view_transform, 2 ** len(self.pts_middle_encoder.paddings)
         camera = tuple(
             round((high - low) / step) // view.downsample
@@ -201,8 +204,9 @@ class BEVFusionConfig(_Config):
             raise ValueError(
                 f"the BEV grids differ: camera {camera}, LiDAR {lidar}, head {self.bbox_head.grid}"
             )
-        if any(side % (2 * FEATURE_STRIDE) for side in self.image_size):
-            raise ValueError(f"image_size {self.image_size}: use multiples of {2 * FEATURE_STRIDE}")
+        coarsest = PATCH << (len(self.img_backbone.depths) - 1)
+        if any(side % coarsest for side in self.image_size):
+            raise ValueError(f"image_size {self.image_size}: use multiples of {coarsest}")
         return self
 
 

@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bevquant.models.bevfusion.config import SwinConfig
+from bevquant.models.bevfusion.config import PATCH, SwinConfig
 from bevquant.models.bevfusion.layers import FFN
 from bevquant.nn import MatMul
 
-PATCH = 4
 MASKED = -100.0
 
 
