@@ -9,8 +9,8 @@ from torch import Tensor
 from bevquant.data.frame import Batch, Boxes
 from bevquant.train.settings import AugmentSettings
 
-KEPT_AT_MOST = 0.5
-"""Largest part of the points that a thinned LiDAR keeps; the part itself is random."""
+KEPT = (0.05, 0.5)
+"""Smallest and largest part of its points that a thinned LiDAR keeps."""
 
 
 def augment(batch: Batch, settings: AugmentSettings, random: np.random.Generator) -> Batch:
@@ -67,7 +67,7 @@ def _random_move(settings: AugmentSettings, random: np.random.Generator) -> Tens
 def _thin(points: Tensor, settings: AugmentSettings, random: np.random.Generator) -> Tensor:
     if random.random() >= settings.thin_lidar:
         return points
-    kept = random.random(len(points)) < random.uniform(0, KEPT_AT_MOST)
+    kept = random.random(len(points)) < random.uniform(*KEPT)
     return points[torch.from_numpy(kept)]
 
 
