@@ -13,6 +13,7 @@ import openvino
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bevquant.deploy.export import LAYERS_KEY
+from bevquant.deploy.graph import CALL
 from bevquant.deploy.pack import widen
 from bevquant.deploy.placement import has_vnni, linear_as_convolution
 from bevquant.errors import BevquantError
@@ -131,10 +132,18 @@ def _openvino(model: ir.Model, threads: int) -> tuple[Run, tuple[str, ...]]:
         return [results[output] for output in compiled.outputs]
 
     executed = _integer_products(compiled)
-    # A product whose output is one of the network's goes by the name of that output.
+    products: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        products.setdefault((node.name or "").split(CALL)[0], []).append(node)
+
+    def is_integer(node: ir.Node) -> bool:
+        # A product whose output is one of the network's goes by the name of that output.
+        return not executed.isdisjoint((node.name, node.outputs[0].name))
+
     layers = json.loads(model.metadata_props[LAYERS_KEY])
-    aliases = {node.name: node.outputs[0].name for node in model.graph}
-    return run, tuple(name for name in layers if {name, aliases.get(name)} & executed)
+    return run, tuple(
+        layer for layer in layers if layer in products and all(map(is_integer, products[layer]))
+    )
 
 
 def _integer_products(compiled: openvino.CompiledModel) -> set[str]:

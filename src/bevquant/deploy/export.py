@@ -13,7 +13,6 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from bevquant.data.preprocess import Preprocess
 from bevquant.deploy.graph import finish
@@ -21,6 +20,7 @@ from bevquant.deploy.qdq import TRANSLATION, integer_form
 from bevquant.errors import BevquantError
 from bevquant.files import write_bytes
 from bevquant.models.bevfusion import BEVFusion, HeadOutput, NetworkInput
+from bevquant.quant.layers import floating
 from bevquant.quant.running import evaluating
 
 OPSET = 21
@@ -110,14 +110,13 @@ def export(model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path:
 
     network = copy.copy(model)
     network.forward = run  # type: ignore[method-assign, assignment]
-    kept = {0: torch.export.Dim("kept_points")}
     rows = {0: torch.export.Dim.AUTO}
     shapes = {
         "images": {},
         "depth_map": {},
-        "pool_points": kept,
-        "pool_pixels": kept,
-        "pool_cells": kept,
+        "pool_points": rows,
+        "pool_pixels": rows,
+        "pool_cells": rows,
         "voxels": rows,
         "rules": tuple(rows for _ in inputs.rules),
         "sites": rows,
@@ -126,7 +125,7 @@ def export(model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path:
         network,
         (tuple(inputs),),
         path,
-        input_names=input_names(inputs),
+        input_names=_input_names(inputs),
         output_names=HeadOutput._fields,
         dynamic_shapes=(tuple(shapes[name] for name in NetworkInput._fields),),
         metadata={
@@ -136,11 +135,22 @@ def export(model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path:
     )
 
 
-def input_names(inputs: NetworkInput) -> list[str]:
-    """Return the names of the flattened inputs, in order."""
-    paths = pytree.tree_flatten_with_path(inputs._asdict())[0]
+def export_float(
+    model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path: Path
+) -> None:
+    """Write a BEVFusion in float32 whatever its precision: what :func:`export` is held against.
+
+    Arguments and errors are those of :func:`export`.
+    """
+    with floating(model):
+        export(model, sample, preprocess, path)
+
+
+def _input_names(inputs: NetworkInput) -> list[str]:
     return [
-        "_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in paths
+        name if isinstance(value, Tensor) else f"{name}_{i}"
+        for name, value in inputs._asdict().items()
+        for i in range(1 if isinstance(value, Tensor) else len(value))
     ]
 
 

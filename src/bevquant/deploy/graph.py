@@ -13,6 +13,9 @@ MOVES = ("Pad", "Gather", "Reshape")
 """Operators that move elements: what they do to codes they do to the values as well. Not
 Transpose, behind which OpenVINO does not find the codes."""
 
+CALL = "#"
+"""The second product of a layer that is called repeatedly is named after it, with ``#1``."""
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -28,24 +31,29 @@ def finish(model: ir.Model, layers: Collection[str]) -> None:
         layers: names of the quantizable layers, as module paths of the exported module.
     """
     dequantizes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
-    for node in dequantizes:
-        if _stored(node):
-            _turn_weight(node)
-            _name_products(node, _scope(node), layers)
-    for node in dequantizes:
-        if not _stored(node):
-            # After the weights: an input that layers share is quantized in one's code.
-            _name_products(_sink(node), _scope(node), layers)
+    stored = [node for node in dequantizes if node.inputs[0] in model.graph.initializers.values()]
+    for node in stored:
+        _turn_weight(node)
+    # Weights first: an input that layers share is quantized once, in the code of one of them.
+    last = [*stored, *(_sink(node) for node in dequantizes if node not in stored)]
+    named: dict[ir.Node, str] = {}
+    for node in last:
+        for product in node.outputs[0].consumers():
+            layer = _scope(node)
+            if product.op_type in PRODUCTS and product not in named and layer in layers:
+                calls = list(named.values()).count(layer)
+                product.name = f"{layer}{CALL}{calls}" if calls else layer
+                named[product] = layer
     pack(model)
     narrow(model)
     RemoveUnusedNodesPass()(model)
     _strip(model.graph)
 
 
-def _scope(node: ir.Node) -> str | None:
-    """Return the path of the module whose code made ``node``."""
-    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    return scopes[-2] if len(scopes) > 1 else None
+def _scope(node: ir.Node) -> str:
+    """Return the path of the module whose code made ``node``, which has a name of its own."""
+    scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def _sink(node: ir.Node) -> ir.Node:
@@ -79,17 +87,6 @@ def _sink(node: ir.Node) -> ir.Node:
         graph.insert_after(mover, after)
         node = after
     return node
-
-
-def _stored(node: ir.Node) -> bool:
-    codes = node.inputs[0]
-    return codes is not None and codes.is_initializer()
-
-
-def _name_products(node: ir.Node, layer: str | None, layers: Collection[str]) -> None:
-    for product in node.outputs[0].consumers():
-        if layer in layers and product.op_type in PRODUCTS and product.name not in layers:
-            product.name = layer
 
 
 def _only_consumer(node: ir.Node) -> ir.Node | None:

@@ -1,0 +1,170 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from bevquant.data.frame import Batch
+from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.data.preprocess import SMALL as PREPROCESS
+from bevquant.data.preprocess import collate
+from bevquant.deploy.bench import bench
+from bevquant.deploy.export import CONFIG_KEY, export, export_float, export_module
+from bevquant.deploy.runtime import load
+from bevquant.errors import BevquantError
+from bevquant.models.bevfusion import SMALL, BEVFusion
+from bevquant.quant.calibrate import calibrate
+from bevquant.quant.fold import fold_batchnorm
+from bevquant.quant.policy import BitPolicy
+from bevquant.quant.prepare import quantize
+from bevquant.quant.spec import W8A8
+
+TINY = SMALL.model_copy(
+    update={
+        "img_backbone": SMALL.img_backbone.model_copy(update={"depths": (1, 1, 2)}),
+        "pts_backbone": SMALL.pts_backbone.model_copy(update={"layers": (0, 0, 1)}),
+        "bbox_head": SMALL.bbox_head.model_copy(update={"num_proposals": 20}),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def batches(tiny_world: Path) -> list[Batch]:
+    frames = [
+        NuScenesDataset(tiny_world, "v1.0-world", split, sweeps=1).frame(0)
+        for split in ("world_train", "world_val")
+    ]
+    return [collate([frame], PREPROCESS) for frame in frames]
+
+
+@dataclasses.dataclass
+class Exported:
+    """A network of random weights, float and quantized, as files and as simulations."""
+
+    float_file: Path
+    file: Path
+    float_model: BEVFusion
+    model: BEVFusion
+
+
+def random_model() -> BEVFusion:
+    torch.manual_seed(0)
+    model = BEVFusion(TINY).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(batches: list[Batch], tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("deployed")
+    float_model, model = random_model(), random_model()
+    sample = model.prepare(batches[0])
+    fold_batchnorm(model, batches[0])
+    quantize(model, BitPolicy({"*": W8A8, "*_matmul": None}))
+    calibrate(model, batches)
+    export(model, sample, PREPROCESS, folder / "int8.onnx")
+    export_float(model, sample, PREPROCESS, folder / "float.onnx")
+    return Exported(folder / "float.onnx", folder / "int8.onnx", float_model, model)
+
+
+def decibels(y: np.ndarray, wanted: np.ndarray) -> float:
+    noise = ((y - wanted) ** 2).sum()
+    return float(10 * np.log10((wanted**2).sum() / noise))
+
+
+@pytest.mark.parametrize("engine", ["openvino", "literal"])
+def test_a_float_file_computes_what_the_network_computes(engine, exported, batches):
+    deployed = load(exported.float_file, engine)
+    for batch in batches:  # other points, other numbers of voxels
+        output = deployed.network(deployed.prepare(batch))
+        with torch.no_grad():
+            expected = exported.float_model(batch)
+        torch.testing.assert_close(
+            output.dense_heatmap, expected.dense_heatmap, atol=1e-4, rtol=1e-4
+        )
+        # Queries of nearly the same heat may swap ranks.
+        same = (output.query_cells == expected.query_cells)[0]
+        assert same.float().mean() > 0.8
+        for name in ("center", "height", "dim", "rot", "vel", "heatmap", "query_heatmap_score"):
+            y, wanted = (getattr(result, name)[..., same] for result in (output, expected))
+            torch.testing.assert_close(y, wanted, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_the_quantized_file_computes_what_was_simulated(exported, batches):
+    literal, deployed = (load(exported.file, engine) for engine in ("literal", "openvino"))
+    arrays = deployed.prepare(batches[1])
+    with torch.no_grad():
+        simulated = exported.model(batches[1]).dense_heatmap.numpy()
+        original = exported.float_model(batches[1]).dense_heatmap.numpy()
+    assert decibels(literal.network(arrays).dense_heatmap.numpy(), simulated) > 60
+    agreement = decibels(deployed.network(arrays).dense_heatmap.numpy(), simulated)
+    assert agreement > 3 + decibels(simulated, original)
+
+
+def test_every_quantized_layer_runs_in_integers(exported):
+    engine = load(exported.file).engine
+    quantized = [name for name, bits in engine.precisions.items() if bits == "W8A8"]
+    assert len(quantized) > 40
+    assert set(engine.integer_layers) == set(quantized)
+    left = {name.rpartition(".")[2] for name in engine.precisions if name not in quantized}
+    assert left == {"q_k_matmul", "attn_v_matmul"}
+
+
+def test_a_file_is_all_it_takes(exported, batches):
+    deployed = load(exported.file, threads=2)
+    assert deployed.preprocess == PREPROCESS
+    assert deployed.model.config == TINY
+    (boxes,) = deployed(batches[0])
+    assert len(boxes.values) == len(boxes.labels) == len(boxes.scores) <= 20
+
+
+def test_the_packed_file_is_small(exported):
+    assert exported.file.stat().st_size < 0.31 * exported.float_file.stat().st_size
+
+
+def test_several_frames_are_refused(exported, batches, tmp_path):
+    both = [frame for batch in batches for frame in batch.points]
+    model = exported.float_model
+    double = dataclasses.replace(
+        batches[0],
+        points=tuple(both),
+        **{
+            field.name: torch.cat([getattr(batch, field.name) for batch in batches])
+            for field in dataclasses.fields(Batch)
+            if isinstance(getattr(batches[0], field.name), torch.Tensor)
+        },
+    )
+    with pytest.raises(BevquantError, match="2 frames"):
+        export(model, model.prepare(double), PREPROCESS, tmp_path / "x.onnx")
+    with pytest.raises(BevquantError, match="the file takes"):
+        load(exported.float_file)(double)
+
+
+def test_other_files_are_named(exported, tmp_path):
+    path = tmp_path / "other.onnx"
+    export_module(torch.nn.ReLU(), [torch.zeros(3)], path)
+    with pytest.raises(BevquantError, match="holds no BEVFusion"):
+        load(path)
+    model = onnx.load(exported.float_file)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == CONFIG_KEY)
+    entry.value = json.dumps({**json.loads(entry.value), "neck_channels": "many"})
+    onnx.save(model, path)
+    with pytest.raises(BevquantError, match="another version"):
+        load(path)
+
+
+def test_bench_measures_files_on_the_same_frames(exported, batches):
+    paths = [exported.float_file, exported.file]
+    original, quantized = bench(paths, batches, threads=1, rounds=2)
+    assert quantized.file_bytes == exported.file.stat().st_size
+    assert original.integer_layers == 0 < quantized.integer_layers < quantized.quantizable_layers
+    for result in (original, quantized):
+        assert 1 < result.latency.median_ms < 60_000
+        assert result.latency.spread_ms >= 0
+        assert result.memory_bytes is None or 2**20 < result.memory_bytes < 2**32

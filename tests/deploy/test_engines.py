@@ -1,0 +1,90 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from bevquant.deploy import engines
+from bevquant.deploy.engines import open_engine, read
+from bevquant.deploy.export import export_module
+from bevquant.errors import BevquantError
+from bevquant.quant.calibrate import calibrate
+from bevquant.quant.prepare import quantize
+from bevquant.quant.spec import W8A8
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[np.ndarray]:
+    return [np.random.default_rng(0).normal(size=(2, 7, 16)).astype(np.float32)]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, inputs: list[np.ndarray]) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("file") / "model.onnx"
+    model = nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 9, bias=False))
+    x = torch.from_numpy(inputs[0])
+    quantize(model, W8A8)
+    calibrate(model, [x])
+    export_module(model, [x], path)
+    return path
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_both_placements_run_every_layer_in_integers(file, inputs, vnni, monkeypatch):
+    monkeypatch.setattr(engines, "has_vnni", lambda: vnni)
+    engine = open_engine(file)
+    assert engine.integer_layers == ("0", "2")
+    (expected,) = open_engine(file, "literal")(inputs)
+    assert np.abs(engine(inputs)[0] - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_threads_do_not_change_the_result(file, inputs):
+    one, two = (open_engine(file, threads=threads)(inputs)[0] for threads in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_outputs_outlive_the_next_call(file, inputs):
+    engine = open_engine(file)
+    (first,) = engine(inputs)
+    kept = first.copy()
+    engine([-inputs[0]])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_inputs_of_another_shape_are_refused(file, inputs):
+    engine = open_engine(file)
+    for wrong in ([inputs[0][:1]], [inputs[0][0]], [], inputs * 2):
+        with pytest.raises(BevquantError, match="the file takes"):
+            engine(wrong)
+
+
+def test_a_truncated_file_is_named(file, tmp_path):
+    data = file.read_bytes()
+    broken = tmp_path / "broken.onnx"
+    for length in (0, 1, *range(10, len(data) - 1, 97), len(data) - 1):
+        broken.write_bytes(data[:length])
+        with pytest.raises(BevquantError, match=r"broken\.onnx"):
+            read(broken)
+
+
+def test_a_foreign_file_is_named(tmp_path):
+    foreign = tmp_path / "foreign.onnx"
+    foreign.write_text("{}")
+    with pytest.raises(BevquantError, match=r"foreign\.onnx"):
+        read(foreign)
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [value], [value])), foreign)
+    with pytest.raises(BevquantError, match="not exported by bevquant"):
+        read(foreign)
+    with pytest.raises(BevquantError, match=r"missing\.onnx"):
+        read(tmp_path / "missing.onnx")
+
+
+def test_a_missing_reference_engine_is_named(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BevquantError, match="onnxruntime"):
+        open_engine(file, "literal")

@@ -1,0 +1,224 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bevquant.deploy.engines import open_engine
+from bevquant.deploy.export import LAYERS_KEY, export_module
+from bevquant.errors import BevquantError
+from bevquant.nn import MatMul
+from bevquant.quant.calibrate import calibrate
+from bevquant.quant.policy import BitPolicy
+from bevquant.quant.prepare import apply, quantize
+from bevquant.quant.spec import THESIS, W4A8, W8A8, W16A16, Precision
+
+STEP = 0.03
+ZERO = 100
+
+
+def on_grid(*shape: int) -> Tensor:
+    """Values whose 8-bit grid is known: scale STEP, zero point ZERO, every value on it."""
+    codes = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
+    codes.view(-1)[:2] = torch.tensor((0, 255))
+    return (codes - ZERO) * STEP
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = MatMul()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.matmul(a, b)
+
+
+class Mixed(nn.Module):
+    """Every kind of layer, one input of two layers, one layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(8, 6, 2, 2)
+        self.left = nn.Linear(6, 6)
+        self.right = nn.Linear(6, 6, bias=False)
+        self.norm = nn.LayerNorm(6)
+        self.out = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.up(self.conv(x).relu()).permute(0, 2, 3, 1)
+        x = self.left(x).relu() + self.right(x)
+        x = self.right(self.norm(x))
+        return self.out(x.flatten(0, 2).index_select(0, rows)), x
+
+
+def quantized(model: nn.Module, *inputs: Tensor, precision: Precision | BitPolicy = W8A8):
+    quantize(model.eval(), precision)
+    calibrate(model, [inputs], lambda model, batch: model(*batch))
+    return model
+
+
+def simulate(model: nn.Module, *inputs: Tensor) -> list[np.ndarray]:
+    with torch.no_grad():
+        out = model(*inputs)
+    return [y.numpy() for y in (out if isinstance(out, tuple) else (out,))]
+
+
+def arrays(*inputs: Tensor) -> list[np.ndarray]:
+    return [x.numpy() for x in inputs]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.onnx"
+
+
+class Parallel(nn.ModuleDict):
+    """Layers side by side, each with an input of its own."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(layer(x) for layer, x in zip(self.values(), inputs, strict=True))
+
+
+LAYERS = {
+    "conv": (nn.Conv2d(8, 16, 3, padding=1), (2, 8, 9, 9)),
+    "strided_conv_of_odd_channels": (nn.Conv2d(5, 16, 3, 2), (2, 5, 9, 9)),
+    "patch_embedding": (nn.Conv2d(3, 24, 4, 4), (1, 3, 16, 16)),
+    "conv1d": (nn.Conv1d(8, 12, 1), (2, 8, 30)),
+    "linear_on_rows": (nn.Linear(18, 12), (40, 18)),
+    "linear_on_maps": (nn.Linear(16, 12), (2, 5, 6, 16)),
+    "linear_without_bias": (nn.Linear(16, 12, bias=False), (2, 7, 16)),
+}
+
+
+def test_a_layer_computes_what_was_simulated(path):
+    torch.manual_seed(0)
+    inputs = [on_grid(*shape) for _, shape in LAYERS.values()]
+    model = quantized(Parallel({name: layer for name, (layer, _) in LAYERS.items()}), *inputs)
+    export_module(model, inputs, path)
+    expected = simulate(model, *inputs)
+    for engine, integer_layers in (("literal", ()), ("openvino", tuple(LAYERS))):
+        opened = open_engine(path, engine)
+        assert opened.precisions == dict.fromkeys(LAYERS, "W8A8")
+        assert opened.integer_layers == integer_layers
+        for name, y, wanted in zip(LAYERS, opened(arrays(*inputs)), expected, strict=True):
+            atol = 2e-6 * np.abs(wanted).max()
+            np.testing.assert_allclose(y, wanted, atol=atol, err_msg=f"{engine}: {name}")
+
+
+def test_a_linear_layer_is_integer_arithmetic(path):
+    torch.manual_seed(0)
+    widths = {f"w{bits}": bits for bits in (2, 3, 4, 6, 8)}
+    model = Parallel({name: nn.Linear(32, 20) for name in widths})
+    inputs = [on_grid(50, 32) for _ in widths]
+    policy = BitPolicy({name: Precision(bits, 8) for name, bits in widths.items()})
+    quantized(model, *inputs, precision=policy)
+    export_module(model, inputs, path)
+    outputs = open_engine(path)(arrays(*inputs))
+    for x, y, layer, bits in zip(inputs, outputs, model.values(), widths.values(), strict=True):
+        scale = layer.weight_params.scale.numpy().reshape(-1, 1)
+        low, high = (-2, 1) if bits == 2 else (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+        codes = np.rint(layer.weight.detach().numpy() / scale).clip(low, high).astype(np.int64)
+        products = np.rint(x.numpy() / STEP).astype(np.int64) @ codes.T
+        wanted = products * STEP * scale.T + layer.bias.detach().numpy()
+        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5, err_msg=f"{bits} bits")
+
+
+def test_a_product_of_activations_keeps_its_steps(path):
+    a, b = on_grid(2, 5, 8), on_grid(2, 8, 6) / 2
+    model = quantized(Product(), a, b)
+    export_module(model, [a, b], path)
+    for engine in ("openvino", "literal"):
+        (y,) = open_engine(path, engine)(arrays(a, b))
+        (expected,) = simulate(model, a, b)
+        np.testing.assert_allclose(y, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def mixed() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    inputs = on_grid(2, 3, 8, 8), torch.randint(0, 128, (30,))
+    return quantized(Mixed(), *inputs), inputs
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"*": W8A8},
+        {"*": W4A8, "conv": W8A8, "left": Precision(2, 8)},
+        {"*": W8A8, "up": W16A16, "right": None},
+    ],
+)
+def test_a_network_computes_what_was_simulated(rules, mixed, path):
+    model, inputs = mixed
+    apply(model, BitPolicy(rules))
+    export_module(model, inputs, path, dynamic_shapes=({}, {0: torch.export.Dim("rows")}))
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    expected = simulate(model, *inputs)
+    literal = open_engine(path, "literal")(arrays(*inputs))
+    for y, wanted in zip(literal, expected, strict=True):
+        np.testing.assert_allclose(y, wanted, atol=1e-5 * np.abs(wanted).max())
+    opened = open_engine(path)
+    for y, wanted in zip(opened(arrays(*inputs)), expected, strict=True):
+        # Roundings of inner activations may fall the other way; a step is 1/255 of a range.
+        assert np.abs(y - wanted).max() < 0.03 * np.abs(wanted).max()
+        assert np.abs(y - wanted).mean() < 0.002 * np.abs(wanted).max()
+    integer = {name for name, bits in opened.precisions.items() if bits.endswith("A8")}
+    assert set(opened.integer_layers) == integer
+    for rows in (1, 100, 0):
+        shapes = [y.shape for y in opened(arrays(inputs[0], torch.arange(rows)))]
+        assert shapes == [(rows, 5), expected[1].shape]
+
+
+def test_export_tells_precisions_and_leaves_the_model_as_it_was(mixed, path):
+    model, inputs = mixed
+    apply(model, BitPolicy({"*": W4A8, "out": None}))
+    model.train()
+    modules = dict(model.named_modules())
+    export_module(model, inputs, path)
+    stored = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    expected = dict.fromkeys(("conv", "up", "left", "right"), "W4A8") | {"out": "float"}
+    assert json.loads(stored[LAYERS_KEY]) == expected
+    assert dict(model.named_modules()) == modules
+    assert model.training
+    assert "forward" not in vars(model)
+    model.eval()
+
+
+def test_a_float_network_is_exported_as_it_is(path):
+    torch.manual_seed(0)
+    model, inputs = Mixed().eval(), (torch.randn(2, 3, 8, 8), torch.arange(9))
+    export_module(model, inputs, path, metadata={"note": "hello"})
+    opened = open_engine(path)
+    assert opened.precisions == {}
+    assert opened.metadata["note"] == "hello"
+    for y, wanted in zip(opened(arrays(*inputs)), simulate(model, *inputs), strict=True):
+        np.testing.assert_allclose(y, wanted, atol=1e-5)
+
+
+def test_weights_take_the_bytes_of_their_bits(path):
+    widths = {f"w{bits}": bits for bits in (16, 8, 4, 2)}
+    model = Parallel({name: nn.Linear(256, 256, bias=False) for name in widths})
+    inputs = [torch.randn(4, 256) for _ in widths]
+    policy = BitPolicy({name: Precision(bits, 8) for name, bits in widths.items()})
+    quantized(model, *inputs, precision=policy)
+    export_module(model, inputs, path)
+    stored = {tensor.name: len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer}
+    for name, bits in widths.items():
+        assert stored[f"{name}.weight_int{bits}"] == 256 * 256 * bits // 8
+    scales = 4 * 4 * 256
+    weights = 256 * 256 * sum(widths.values()) // 8
+    assert weights + scales < path.stat().st_size < weights + scales + 4000
+
+
+def test_a_scheme_that_no_engine_runs_in_integers_is_refused(path):
+    x = torch.randn(1, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    quantize(model, W8A8, THESIS)
+    calibrate(model, [x])
+    with pytest.raises(BevquantError, match="DEPLOY"):
+        export_module(model, [x], path)
+    assert not path.exists()
