@@ -1,0 +1,123 @@
+"""The command line: one thin verb per capability."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bevquant.errors import BevquantError
+
+app = typer.Typer(
+    name="bevquant",
+    help="Quantize camera-LiDAR perception networks, and measure what they still see.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path, typer.Option(help="Folder of a nuScenes-format data set.")]
+Version = Annotated[str, typer.Option(help="Version folder, for instance v1.0-world.")]
+Split = Annotated[str, typer.Option(help="Split, for instance world_val.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N frames.", min=1)]
+
+
+@app.command()
+def world(
+    directory: Annotated[Path, typer.Argument(help="Folder to make; must be empty or absent.")],
+    scenes: Annotated[int, typer.Option(min=1)] = 20,
+    keyframes: Annotated[int, typer.Option(min=1, help="Key frames a scene.")] = 10,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+) -> None:
+    """Generate a driving data set in the nuScenes schema."""
+    from bevquant.data.world.generate import generate
+    from bevquant.data.world.settings import WorldSettings
+
+    generate(directory, WorldSettings(scenes=scenes, keyframes=keyframes, seed=seed), jobs)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME].")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes for the data.")] = 2,
+) -> None:
+    """Train a float network; stopped at any moment, the same command continues."""
+    from bevquant.recipe import TrainRecipe, load_recipe
+    from bevquant.run import run_training
+
+    settings = load_recipe(recipe, TrainRecipe)
+    run_training(settings, out or Path("runs") / settings.name, jobs)
+
+
+@app.command("eval")
+def evaluate_file(
+    file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors) or deployed .onnx.")],
+    data: Data,
+    version: Version = "v1.0-world",
+    split: Split = "world_val",
+    limit: Limit = None,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
+) -> None:
+    """Measure NDS and mAP of the very file that ships."""
+    from bevquant.run import evaluate_artefact
+
+    evaluate_artefact(file, data, version, split, limit, threads, json)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    data: Data,
+    version: Version = "v1.0-world",
+    split: Annotated[str, typer.Option(help="Split to calibrate on.")] = "world_train",
+    precision: Annotated[str, typer.Option(help="W8A8, W4A8, W2A8, ..., or float.")] = "W8A8",
+    checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Calibration frames.")] = 20,
+) -> None:
+    """Quantize the small BEVFusion and write the packed file an engine runs."""
+    from bevquant.run import export_artefact
+
+    export_artefact(out, data, version, split, precision, checkpoint, frames)
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="Deployed .onnx files; the first is 1.00x.")],
+    data: Data,
+    version: Version = "v1.0-world",
+    split: Split = "world_val",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    runs: Annotated[int, typer.Option(min=3, help="Interleaved runs of each file.")] = 20,
+) -> None:
+    """Compare deployed files: latency with spread and size, in one interleaved run."""
+    from bevquant.run import bench_artefacts
+
+    bench_artefacts(files, data, version, split, threads, runs)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of everything the demo makes.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option(help="Fewer frames, under two minutes.")] = False,
+) -> None:
+    """From the shipped float BEVFusion to a measured, deployed INT8 file and a report."""
+    from bevquant.demo import run_demo
+
+    run_demo(out, quick)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except BevquantError as error:
+        print(f"bevquant: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        print("bevquant: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("bevquant: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,176 @@
+"""What a verb of the command line does: data, network and quantizer put together."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from bevquant import quant
+from bevquant.data import preprocess
+from bevquant.data.frame import Batch
+from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.data.preprocess import collate
+from bevquant.data.world.generate import generate
+from bevquant.data.world.settings import VERSION, WorldSettings
+from bevquant.deploy.bench import Measurement, bench
+from bevquant.deploy.export import export
+from bevquant.deploy.runtime import load
+from bevquant.errors import BevquantError
+from bevquant.evaluate import Predictor, evaluate, float_predictor
+from bevquant.files import read_json, write_json
+from bevquant.metrics.detection import DetectionMetrics
+from bevquant.models.bevfusion import SMALL, BEVFusion
+from bevquant.models.weights import load_weights
+from bevquant.progress import console
+from bevquant.quant.policy import BitPolicy
+from bevquant.quant.spec import Precision, Scheme
+from bevquant.recipe import TrainRecipe
+from bevquant.train.loop import train
+from bevquant.train.memory import keep_freed_memory
+
+SHIPPED = Path(__file__).parent / "models" / "checkpoints" / "bevfusion_small_world.safetensors"
+"""The trained small BEVFusion that comes with the package; its card lies beside it."""
+
+
+def ensure_world(directory: Path, settings: WorldSettings, jobs: int) -> None:
+    """Generate a world at ``directory`` unless the same one is there already.
+
+    Raises:
+        BevquantError: another world, or something else, is there.
+    """
+    record = directory / VERSION / "settings.json"
+    if not record.exists():
+        generate(directory, settings, jobs)
+    elif read_json(record) != settings.model_dump(mode="json"):
+        raise BevquantError(
+            f"{record}: the world there was made with other settings; choose another folder"
+        )
+
+
+def run_training(recipe: TrainRecipe, out: Path, jobs: int) -> None:
+    """Train as the recipe says, in the run folder ``out``; continues a stopped run."""
+    ensure_world(out / "world", recipe.world, jobs)
+    keep_freed_memory()
+    torch.set_num_threads(1)  # parts of a batch run side by side, one core each
+    torch.manual_seed(recipe.train.seed)
+    train(
+        BEVFusion(SMALL),
+        preprocess.SMALL,
+        train_set=_world_split(out / "world", "world_train"),
+        val_set=_world_split(out / "world", "world_val"),
+        settings=recipe.train,
+        run_folder=out,
+    )
+
+
+def load_small(checkpoint: Path | None = None) -> BEVFusion:
+    """Return the small BEVFusion with the weights of ``checkpoint``, the shipped ones by default.
+
+    Raises:
+        BevquantError: the file is missing, broken, or of another network.
+    """
+    model = BEVFusion(SMALL).eval()
+    load_weights(model, checkpoint or SHIPPED)
+    return model
+
+
+def calibration_batches(dataset: NuScenesDataset, frames: int) -> list[Batch]:
+    """Return ``frames`` batches of one frame, evenly spread over ``dataset``."""
+    step = max(1, len(dataset) // frames)
+    indices = islice(range(0, len(dataset), step), frames)
+    return [collate([dataset.frame(index)], preprocess.SMALL) for index in indices]
+
+
+def quantize(
+    model: BEVFusion,
+    batches: Sequence[Batch],
+    precision: Precision | BitPolicy,
+    scheme: Scheme = quant.DEPLOY,
+) -> BEVFusion:
+    """Fold, quantize and calibrate ``model`` in place, and return it."""
+    quant.fold_batchnorm(model, batches[0])
+    quant.quantize(model, precision, scheme)
+    quant.calibrate(model, batches)
+    return model
+
+
+def evaluate_artefact(
+    file: Path,
+    data: Path,
+    version: str,
+    split: str,
+    limit: int | None,
+    threads: int,
+    json: Path | None,
+) -> DetectionMetrics:
+    """Measure a checkpoint or a deployed file, print the metrics, write them to ``json``."""
+    torch.set_num_threads(threads)
+    predict: Predictor
+    if file.suffix == ".onnx":
+        deployed = load(file, threads=threads)
+        predict, settings = deployed, deployed.preprocess
+    else:
+        predict, settings = float_predictor(load_small(file)), preprocess.SMALL
+    dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=limit)
+    metrics = evaluate(predict, dataset, settings, description=f"evaluate {file.name}")
+    console.print(_metrics_table(f"{file.name} on {split} of {data}", metrics))
+    if json is not None:
+        write_json(json, metrics.to_json())
+    return metrics
+
+
+def export_artefact(
+    out: Path,
+    data: Path,
+    version: str,
+    split: str,
+    precision: str,
+    checkpoint: Path | None,
+    frames: int,
+) -> None:
+    """Write the small BEVFusion to ``out``, quantized or, with precision ``float``, as it is."""
+    bits = None if precision == "float" else Precision.parse(precision)
+    dataset = NuScenesDataset(data, version, split, sweeps=preprocess.SMALL.sweeps)
+    dataset.check()
+    batches = calibration_batches(dataset, frames)
+    model = load_small(checkpoint)
+    if bits is not None:
+        quantize(model, batches, bits)
+    export(model, model.prepare(batches[0]), preprocess.SMALL, out)
+    console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
+
+
+def bench_artefacts(
+    files: Sequence[Path], data: Path, version: str, split: str, threads: int, runs: int
+) -> list[Timing]:
+    """Time deployed files side by side on one frame, and print the comparison."""
+    opened = [load(file, threads=threads) for file in files]
+    settings = opened[0].preprocess
+    dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=1)
+    batch = collate([dataset.frame(0)], settings)
+    timings = bench(opened, batch, runs=runs)
+    table = Table("file", "size", "latency", "spread", "speed", "integer layers")
+    for file, deployed, timing in zip(files, opened, timings, strict=True):
+        table.add_row(
+            file.name,
+            f"{file.stat().st_size / 1e6:.2f} MB",
+            f"{timing.median_ms:.1f} ms",
+            f"{timing.spread_ms:.1f} ms",
+            f"{timings[0].median_ms / timing.median_ms:.2f}x",
+            f"{len(deployed.integer_layers)} of {len(deployed.quantizable_layers)}",
+        )
+    console.print(table)
+    return timings
+
+
+def _world_split(root: Path, split: str) -> NuScenesDataset:
+    return NuScenesDataset(root, VERSION, split, sweeps=preprocess.SMALL.sweeps)
+
+
+def _metrics_table(title: str, metrics: DetectionMetrics) -> Table:
+    names = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+    table = Table(*names, "frames", title=title)
+    table.add_row(*(f"{getattr(metrics, name):.3f}" for name in names), str(metrics.frames))
+    return table
