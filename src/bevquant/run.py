@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from bevquant import quant
 from bevquant.data import preprocess
 from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
@@ -24,8 +23,11 @@ from bevquant.metrics.detection import DetectionMetrics
 from bevquant.models.bevfusion import SMALL, BEVFusion
 from bevquant.models.weights import load_weights
 from bevquant.progress import console
+from bevquant.quant.calibrate import calibrate
+from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.policy import BitPolicy
-from bevquant.quant.spec import Precision, Scheme
+from bevquant.quant.prepare import quantize
+from bevquant.quant.spec import DEPLOY, Precision, Scheme
 from bevquant.recipe import TrainRecipe
 from bevquant.train.loop import train
 from bevquant.train.memory import keep_freed_memory
@@ -83,16 +85,16 @@ def calibration_batches(dataset: NuScenesDataset, frames: int) -> list[Batch]:
     return [collate([dataset.frame(index)], preprocess.SMALL) for index in indices]
 
 
-def quantize(
+def quantize_small(
     model: BEVFusion,
     batches: Sequence[Batch],
     precision: Precision | BitPolicy,
-    scheme: Scheme = quant.DEPLOY,
+    scheme: Scheme = DEPLOY,
 ) -> BEVFusion:
     """Fold, quantize and calibrate ``model`` in place, and return it."""
-    quant.fold_batchnorm(model, batches[0])
-    quant.quantize(model, precision, scheme)
-    quant.calibrate(model, batches)
+    fold_batchnorm(model, batches[0])
+    quantize(model, precision, scheme)
+    calibrate(model, batches)
     return model
 
 
@@ -137,14 +139,14 @@ def export_artefact(
     batches = calibration_batches(dataset, frames)
     model = load_small(checkpoint)
     if bits is not None:
-        quantize(model, batches, bits)
+        quantize_small(model, batches, bits)
     export(model, model.prepare(batches[0]), preprocess.SMALL, out)
     console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
 
 
 def bench_artefacts(
     files: Sequence[Path], data: Path, version: str, split: str, threads: int, runs: int
-) -> list[Timing]:
+) -> list[Measurement]:
     """Time deployed files side by side on one frame, and print the comparison."""
     opened = [load(file, threads=threads) for file in files]
     settings = opened[0].preprocess

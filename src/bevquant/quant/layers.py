@@ -140,8 +140,14 @@ class QuantLayer(QuantModule):
         if not self.quantized:
             return self.wrapped(input, *args, **kwargs)
         (quantized,) = self._quantize_inputs(input)
-        weight = {"weight": self._weight(self._bits().weights)}
-        return torch.func.functional_call(self.wrapped, weight, (quantized, *args), kwargs)
+        # What torch.func.functional_call does, without its 40 microseconds a call.
+        parameters: dict[str, Any] = self.wrapped._parameters
+        float_weight = parameters["weight"]
+        parameters["weight"] = self._weight(self._bits().weights)
+        try:
+            return self.wrapped(quantized, *args, **kwargs)
+        finally:
+            parameters["weight"] = float_weight
 
     def _weight_params(self, bits: int) -> QuantParams:
         self._drop_stale()
