@@ -60,6 +60,12 @@ class QuantParams:
         low, high = self.quant_min - self.zero_point, self.quant_max - self.zero_point
         return low.to(self.scale.dtype), high.to(self.scale.dtype)
 
+    @cached_property
+    def scalar_bounds(self) -> tuple[float, float] | None:
+        """:attr:`bounds` as numbers if they are those of the whole tensor, else ``None``."""
+        low, high = self.bounds
+        return (float(low), float(high)) if self.scale.ndim == 0 else None
+
 
 def params_from_range(values: Range, spec: QuantSpec) -> QuantParams:
     """Return the grid that covers a finite range and has a code for 0.
@@ -96,9 +102,11 @@ def params_from_range(values: Range, spec: QuantSpec) -> QuantParams:
 
 def _steps(x: Tensor, params: QuantParams) -> Tensor:
     """Return ``code - zero_point`` as a new float tensor; ``x`` is left alone."""
-    low, high = params.bounds
-    # clamp_ with tensors as bounds is several times slower than these two passes.
-    return x.float().div(params.scale).round_().clamp_min_(low).clamp_max_(high)
+    steps = x.float().div(params.scale).round_()
+    if params.scalar_bounds is not None:
+        return steps.clamp_(*params.scalar_bounds)
+    low, high = params.bounds  # as arguments of clamp_ they make it several times slower
+    return steps.clamp_min_(low).clamp_max_(high)
 
 
 @torch.no_grad()
