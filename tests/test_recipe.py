@@ -24,7 +24,10 @@ def test_shipped_training_recipe_is_valid() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\nmodel: bevfusion_small\nworld: {}\ntrian: {}\n", "'trian'; did you mean 'train'"),
+        (
+            "name: a\nmodel: bevfusion_small\nworld: {}\ntrian: {}\n",
+            "'trian'; did you mean 'train'",
+        ),
         ("name: a\nmodel: bevfusion_small\nworld: {scnes: 2}\ntrain: {}\n", "mean 'scenes'"),
         ("name: a\nmodel: bevfusion_small\nworld: {zzz: 2}\ntrain: {}\n", "valid keys: scenes"),
         ("name: a\nmodel: vgg\nworld: {}\ntrain: {}\n", "model: Input should be"),

@@ -1,1 +1,31 @@
 """Quantize camera-LiDAR perception networks, and measure what they still see."""
+
+from bevquant.errors import BevquantError
+from bevquant.nn import MatMul
+from bevquant.quant.calibrate import calibrate
+from bevquant.quant.fold import fold_batchnorm
+from bevquant.quant.inventory import layers, unquantized
+from bevquant.quant.policy import BitPolicy
+from bevquant.quant.prepare import apply, quantize, restore
+from bevquant.quant.spec import DEPLOY, THESIS, W2A8, W3A8, W4A8, W8A8, W16A16, Precision
+
+__all__ = [
+    "DEPLOY",
+    "THESIS",
+    "W2A8",
+    "W3A8",
+    "W4A8",
+    "W8A8",
+    "W16A16",
+    "BevquantError",
+    "BitPolicy",
+    "MatMul",
+    "Precision",
+    "apply",
+    "calibrate",
+    "fold_batchnorm",
+    "layers",
+    "quantize",
+    "restore",
+    "unquantized",
+]

@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from bevquant.errors import BevquantError
 
@@ -25,7 +26,7 @@ Limit = Annotated[int | None, typer.Option(help="Only the first N frames.", min=
 def world(
     directory: Annotated[Path, typer.Argument(help="Folder to make; must be empty or absent.")],
     scenes: Annotated[int, typer.Option(min=1)] = 20,
-    keyframes: Annotated[int, typer.Option(min=1, help="Key frames a scene.")] = 10,
+    keyframes: Annotated[int, typer.Option(min=2, help="Key frames a scene.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
 ) -> None:
@@ -103,7 +104,7 @@ def demo(
     quick: Annotated[bool, typer.Option(help="Fewer frames, under two minutes.")] = False,
 ) -> None:
     """From the shipped float BEVFusion to a measured, deployed INT8 file and a report."""
-    from bevquant.demo import run_demo
+    from bevquant.demo.road import run_demo
 
     run_demo(out, quick)
 
@@ -111,13 +112,17 @@ def demo(
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        _refuse(error.format_message())
     except BevquantError as error:
-        print(f"bevquant: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except typer.Abort:
         print("bevquant: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
-    except KeyboardInterrupt:
-        print("bevquant: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"bevquant: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -44,7 +44,9 @@ def provenance(seed: int, data_fingerprint: str) -> Provenance:
         versions={"python": platform.python_version(), **versions},
         commit=source_commit(),
         cpu=cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         seed=seed,
         data_fingerprint=data_fingerprint,
     )

@@ -5,8 +5,8 @@ import pytest
 
 from bevquant.data.frame import CAMERAS, CLASSES
 from bevquant.data.world import VERSION, WorldSettings, generate
-from bevquant.data.world.generate import splits
 from bevquant.data.world.catalogue import KINDS
+from bevquant.data.world.generate import splits
 from bevquant.data.world.rig import LIDAR, MOUNTS
 from bevquant.errors import BevquantError
 

@@ -8,7 +8,7 @@ from bevquant.errors import BevquantError
 from bevquant.nn import MatMul
 from bevquant.quant.affine import dequantize, quantize
 from bevquant.quant.calibrate import calibrate
-from bevquant.quant.layers import QuantModule, floating, quant_modules
+from bevquant.quant.layers import QuantLayer, QuantModule, floating, quant_modules
 from bevquant.quant.prepare import apply
 from bevquant.quant.prepare import quantize as quantize_model
 from bevquant.quant.spec import DEPLOY, THESIS, W2A8, W4A8, W8A8, Precision, Scheme
@@ -59,9 +59,9 @@ def test_weight_scales_follow_the_output_channels() -> None:
     layer = nn.ConvTranspose2d(2, 3, 2)
     with torch.no_grad():
         layer.weight.copy_(torch.ones(2, 3, 2, 2) * torch.tensor([1.0, 10, 100])[:, None, None])
-    quant = quantized(layer, noise(1, 2, 3, 3), W8A8, DEPLOY)
+    quant = quantized(layer, noise(1, 2, 3, 3), W4A8, DEPLOY)
     assert quant.weight_params.scale.flatten().tolist() == pytest.approx(
-        [1 / 127.5, 10 / 127.5, 100 / 127.5]
+        [1 / 7.5, 10 / 7.5, 100 / 7.5]
     )
 
 
@@ -205,3 +205,25 @@ def test_zero_weights_and_constant_inputs_are_exact() -> None:
         with torch.no_grad():
             torch.testing.assert_close(quant(x), linear(x), atol=0.03, rtol=0)
             assert torch.equal(quant(x)[:, 0], linear.bias[0].expand(2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(33, 16), (4, 33)),
+        (nn.Conv2d(5, 16, 3), (1, 5, 6, 6)),
+        (nn.Conv1d(8, 4, 1), (1, 8, 6)),
+        (nn.ConvTranspose2d(6, 8, 2, 2), (1, 6, 4, 4)),
+    ],
+)
+def test_8_bit_products_of_neighbours_fit_16_bits(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """vpmaddubsw adds two products of unsigned and signed bytes in a saturating int16."""
+    quant = quantized(layer, noise(*shape), W8A8, DEPLOY)
+    assert isinstance(quant, QuantLayer)
+    rows = quant.weight_codes.movedim(quant.weight_axis, 0).movedim(1, -1).flatten(0, -2)
+    first, second = rows[:, ::2], F.pad(rows, (0, rows.shape[1] % 2))[:, 1::2]
+    highest = 255 * (first.clamp(min=0) + second.clamp(min=0)).max()
+    lowest = 255 * (first.clamp(max=0) + second.clamp(max=0)).min()
+    assert highest < 2**15
+    assert lowest >= -(2**15)
+    assert rows.abs().max() > 80  # about half a bit is given up, not a whole one

@@ -84,8 +84,8 @@ def _replace(graph: ir.Graph, product: ir.Node) -> None:
 def _with_bias(product: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
     """Return the value that has the bias in it, and the bias if there is one."""
     (output,) = product.outputs
-    if product.op_type == "Gemm":
-        return output, [value for value in product.inputs[2:] if value is not None]
+    if product.op_type == "Gemm" and len(product.inputs) > 2 and product.inputs[2] is not None:
+        return output, [product.inputs[2]]
     uses = list(output.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add":
         other = uses[0].node.inputs[1 - uses[0].idx]

@@ -32,6 +32,12 @@ class Range(NamedTuple):
         """Whether neither NaN nor infinity is among the values."""
         return bool(self.minimum.isfinite().all() and self.maximum.isfinite().all())
 
+    def union(self, other: "Range") -> "Range":
+        """Return the range that covers both."""
+        return Range(
+            torch.minimum(self.minimum, other.minimum), torch.maximum(self.maximum, other.maximum)
+        )
+
     def to(self, device: torch.device | str) -> "Range":
         """Return the same range on ``device``."""
         return Range(self.minimum.to(device), self.maximum.to(device))

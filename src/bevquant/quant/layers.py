@@ -11,7 +11,7 @@ from bevquant.errors import BevquantError
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
 from bevquant.quant.kinds import Kind, weight_of
-from bevquant.quant.observers import min_max
+from bevquant.quant.observers import min_max, pair_sums
 from bevquant.quant.quantizers import ActivationQuantizer
 from bevquant.quant.spec import Precision, Scheme
 
@@ -157,6 +157,9 @@ class QuantLayer(QuantModule):
             values = min_max(weight, spec.granularity)
             if not values.finite:
                 raise BevquantError(f"{self.name}: its weight holds NaN or infinity")
+            if spec.symmetric and bits == 8:
+                sums = pair_sums(weight, self.weight_axis, self.kind.channel_axis == -1)
+                values = values.union(min_max(sums, spec.granularity))
             self._params[bits] = affine.params_from_range(values, spec)
         return self._params[bits]
 

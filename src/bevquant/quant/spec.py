@@ -47,9 +47,8 @@ class QuantSpec:
     def quant_min(self) -> int:
         """Smallest code.
 
-        Symmetric codes leave out ``-2^(bits-1)``: the grid is then symmetric indeed, and
-        int8 products stay within what every engine's kernels accumulate safely. At 2 bits
-        that would leave three levels, so all four, -2..1, are used.
+        Symmetric codes leave out ``-2^(bits-1)``: the grid is then symmetric indeed. At 2
+        bits that would leave three levels, so all four, -2..1, are used.
         """
         if not self.symmetric:
             return 0

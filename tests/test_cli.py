@@ -1,0 +1,95 @@
+"""The command line as a user meets it, in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from bevquant.cli import main; main()"]
+
+
+def bevquant(*args: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        **settings,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *fragments: object) -> None:
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for fragment in fragments:
+        assert str(fragment) in lines[0]
+
+
+def test_world_refuses_a_folder_in_use(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("")
+    assert_refused(bevquant("world", tmp_path, "--scenes", 1, "--keyframes", 2), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_world_refuses_what_is_no_number_of_key_frames(tmp_path: Path) -> None:
+    result = bevquant("world", tmp_path / "w", "--keyframes", 1)
+    assert_refused(result, "keyframes")
+
+
+def test_world_stopped_by_ctrl_c_leaves_nothing_and_the_same_command_completes(
+    tmp_path: Path,
+) -> None:
+    command = [*COMMAND, "world", str(tmp_path / "w"), "--scenes", "1", "--keyframes", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the world was finished before the signal came")
+    assert process.returncode == 130
+    assert "the same command continues" in errors
+    assert not any(tmp_path.iterdir())
+    assert bevquant(*command[len(COMMAND) :]).returncode == 0
+
+
+def test_train_names_the_nearest_key(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: a\nmodel: bevfusion_small\nworld: {}\ntrain: {epocs: 1}\n")
+    result = bevquant("train", recipe, "--out", tmp_path / "run")
+    assert_refused(result, recipe, "'train.epocs'", "'epochs'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_names_the_wrong_version_and_the_missing_file(tiny_world: Path) -> None:
+    arguments = ("--data", tiny_world, "--version", "v9", "--split", "world_val")
+    assert_refused(bevquant("eval", "weights.safetensors", *arguments), "weights.safetensors")
+    assert_refused(bevquant("eval", "file.onnx", *arguments), "file.onnx")
+
+
+@pytest.mark.slow
+def test_export_eval_and_bench_of_the_shipped_network(tiny_world: Path, tmp_path: Path) -> None:
+    int8, fp32 = tmp_path / "int8.onnx", tmp_path / "fp32.onnx"
+    data = ("--data", tiny_world)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for path, precision in ((int8, "W8A8"), (fp32, "float")):
+        result = bevquant(
+            "export", path, *data, "--precision", precision, "--frames", 2, env=environment
+        )
+        assert result.returncode == 0, result.stderr
+    assert int8.stat().st_size < 0.5 * fp32.stat().st_size
+    figures = tmp_path / "figures.json"
+    result = bevquant("eval", int8, *data, "--limit", 1, "--json", figures, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert 0 <= json.loads(figures.read_text())["NDS"] <= 1
+    result = bevquant("bench", fp32, int8, *data, "--runs", 3, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "int8.onnx" in result.stdout
