@@ -1,0 +1,46 @@
+"""What every benchmark prints: one row per claim, and exit code 1 when one falls short."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from bevquant.progress import console
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim. ``bound`` is ``at least`` or ``at most``; ``spread`` is an interquartile range."""
+
+    figure: str
+    bound: str
+    goal: float
+    measured: float
+    spread: float
+
+    @property
+    def holds(self) -> bool:
+        if self.bound == "at least":
+            return self.measured >= self.goal
+        return self.measured <= self.goal
+
+
+def report(name: str, measure: Callable[[], Sequence[Row]]) -> None:
+    """Measure, print the rows, write them to ``--json FILE``, and exit."""
+    parser = argparse.ArgumentParser(description=f"Measure the claims of {name}.")
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    target = parser.parse_args().json
+    rows = measure()
+    table = Table("figure", "goal", "measured", "spread", "holds", title=name)
+    for row in rows:
+        mark = "[green]yes[/]" if row.holds else "[bold red]NO[/]"
+        goal = f"{row.bound} {row.goal:g}"
+        table.add_row(row.figure, goal, f"{row.measured:.3f}", f"{row.spread:.3f}", mark)
+    console.print(table)
+    if target is not None:
+        target.write_text(json.dumps([{**asdict(row), "holds": row.holds} for row in rows]))
+    sys.exit(not all(row.holds for row in rows))
