@@ -9,6 +9,9 @@ from typer.exceptions import TyperException
 
 from bevquant.errors import BevquantError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 app = typer.Typer(
     name="bevquant",
     help="Quantize camera-LiDAR perception networks, and measure what they still see.",
@@ -117,9 +120,8 @@ def main() -> None:
         _refuse(error.format_message())
     except BevquantError as error:
         _refuse(str(error))
-    except typer.Abort:
+    if code == INTERRUPTED:
         print("bevquant: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
     sys.exit(code or 0)
 
 

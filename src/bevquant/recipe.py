@@ -55,7 +55,8 @@ def load_recipe(path: Path, kind: type[R]) -> R:
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the misspelling is the mend.
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{key}: {first['msg']}"
