@@ -61,6 +61,12 @@ def test_world_stopped_by_ctrl_c_leaves_nothing_and_the_same_command_completes(
     assert bevquant(*command[len(COMMAND) :]).returncode == 0
 
 
+def test_demo_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("")
+    assert_refused(bevquant("demo", "--out", tmp_path), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_train_names_the_nearest_key(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: a\nmodel: bevfusion_small\nworld: {}\ntrain: {epocs: 1}\n")

@@ -18,6 +18,7 @@ from bevquant.demo.steps import Steps
 from bevquant.deploy.bench import bench
 from bevquant.deploy.export import export
 from bevquant.deploy.runtime import load
+from bevquant.errors import BevquantError
 from bevquant.evaluate import Prediction, Predictor, evaluate, float_predictor, predict_split, score
 from bevquant.files import sha256
 from bevquant.models.bevfusion import BEVFusion
@@ -96,6 +97,8 @@ def run_demo(out: Path, quick: bool, checkpoint: Path = SHIPPED) -> Results:
     Raises:
         BevquantError: ``out`` holds another run, or cannot be written.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / "steps").is_dir():
+        raise BevquantError(f"{out}: holds something else than a demo; choose another folder")
     size = QUICK if quick else STANDARD
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     torch.set_num_threads(threads)
