@@ -15,7 +15,7 @@ from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.world.generate import generate
 from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.deploy.bench import bench
-from bevquant.deploy.export import export
+from bevquant.deploy.export import export, export_float
 from bevquant.quant.spec import W8A8
 from bevquant.run import calibration_batches, deployable, load_small, quantize_small
 
@@ -33,9 +33,9 @@ def measure() -> Sequence[Row]:
         fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
         model = load_small()
         sample = model.prepare(batches[0])
-        export(model, sample, preprocess.SMALL, fp32)
         quantize_small(model, batches, deployable(W8A8))
         export(model, sample, preprocess.SMALL, int8)
+        export_float(model, sample, preprocess.SMALL, fp32)
         rows = []
         for threads in (1, 2):
             pairs = [bench((fp32, int8), batches, threads, rounds=20) for _ in range(REPEATS)]

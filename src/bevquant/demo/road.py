@@ -16,7 +16,7 @@ from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.demo.pictures import best_score, choose, picture, seen
 from bevquant.demo.steps import Steps
 from bevquant.deploy.bench import bench
-from bevquant.deploy.export import export
+from bevquant.deploy.export import export, export_float
 from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
 from bevquant.evaluate import Prediction, Predictor, evaluate, float_predictor, predict_split, score
@@ -244,7 +244,7 @@ class _Road:
         console.print("export")
         sample = self.deployable.prepare(self.batches[0])
         export(self.deployable, sample, preprocess.SMALL, self._file)
-        export(load_small(self.checkpoint), sample, preprocess.SMALL, self._float_file)
+        export_float(self.deployable, sample, preprocess.SMALL, self._float_file)
         return {"unquantized": [asdict(layer) for layer in unquantized(self.deployable)]}
 
     def _deployed(self) -> dict[str, Any]:
