@@ -4,7 +4,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -49,6 +49,7 @@ def exact_code(x: float, params: QuantParams) -> int:
     return min(max(code, params.quant_min), params.quant_max)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_codes_and_values_are_those_of_exact_integer_arithmetic(data: st.DataObject) -> None:
     grid = data.draw(params())
@@ -65,6 +66,7 @@ def test_codes_and_values_are_those_of_exact_integer_arithmetic(data: st.DataObj
     assert torch.equal(x, before)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_on_a_power_of_two_scale_ties_go_to_the_even_code(data: st.DataObject) -> None:
     grid = data.draw(params(st.integers(-10, 5).map(lambda n: 2.0**n)))
@@ -75,6 +77,7 @@ def test_on_a_power_of_two_scale_ties_go_to_the_even_code(data: st.DataObject) -
     assert step % 2 == 0
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_torchs_reference_agrees_where_its_reciprocal_is_exact(data: st.DataObject) -> None:
     grid = data.draw(params(st.integers(-10, 5).map(lambda n: 2.0**n)))
@@ -112,6 +115,7 @@ def onnx_reference(bits: int) -> ReferenceEvaluator:
     return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
 
 
+@settings(deadline=None)
 @given(st.sampled_from((4, 8, 16)), st.data())
 def test_onnx_reference_operators_agree(bits: int, data: st.DataObject) -> None:
     spec = QuantSpec(bits, False, PerChannel(-2))
@@ -128,6 +132,7 @@ def test_onnx_reference_operators_agree(bits: int, data: st.DataObject) -> None:
     assert torch.equal(simulate(x, grid), torch.from_numpy(restored))
 
 
+@settings(deadline=None)
 @given(FLOATS, FLOATS, BITS, st.booleans())
 def test_a_grid_from_a_range_keeps_zero_and_errs_by_half_a_step(
     a: float, b: float, bits: int, symmetric: bool

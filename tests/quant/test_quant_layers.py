@@ -142,6 +142,18 @@ def test_gradients_reach_the_float_weight_and_the_input() -> None:
     torch.testing.assert_close(layer.weight.grad, inputs.sum(0).expand(2, 4))
 
 
+def test_a_weight_kept_in_inference_mode_serves_gradients_later() -> None:
+    layer = nn.Linear(4, 2).requires_grad_(False)
+    quant = quantized(layer, noise(8, 4), W4A8, DEPLOY)
+    with torch.inference_mode():
+        expected = quant(noise(8, 4))
+    x = noise(8, 4).requires_grad_()
+    y = quant(x)
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert x.grad is not None
+
+
 def test_the_callers_tensor_is_left_alone() -> None:
     x = noise(3, 4)
     quant = quantized(nn.Linear(4, 4), x, W4A8, THESIS)

@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from quant_nets import noise
 
@@ -8,6 +8,7 @@ from bevquant.quant.observers import MinMax, min_max
 from bevquant.quant.spec import PerChannel, PerTensor
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.sampled_from((-1, -3, None)))
 def test_streamed_extremes_are_those_of_all_the_data(sizes: list[int], axis: int | None) -> None:
     observer = MinMax(PerTensor() if axis is None else PerChannel(axis))

@@ -145,6 +145,8 @@ def test_wrong_requests() -> None:
     model = ResNet()
     with pytest.raises(BevquantError, match="matches no layer"):
         quantize(model, BitPolicy({"neck.*": W8A8}))
+    with pytest.raises(BevquantError, match="leaves every layer float"):
+        quantize(model, BitPolicy({"body.*": None}))
     assert not quant_modules(model)
     quantize(model, W8A8)
     with pytest.raises(BevquantError, match="quantized already"):

@@ -169,7 +169,8 @@ class QuantLayer(QuantModule):
         if torch.is_grad_enabled() and weight.requires_grad:
             return affine.simulate(weight, params)
         if bits not in self._simulated:
-            self._simulated[bits] = affine.simulate(weight.detach(), params)
+            with torch.inference_mode(False):  # it is kept, and may meet gradients later
+                self._simulated[bits] = affine.simulate(weight.detach(), params)
         return self._simulated[bits]
 
     def _drop_stale(self) -> None:

@@ -39,8 +39,8 @@ def quantize(
         ``model``.
 
     Raises:
-        BevquantError: nothing to quantize, quantized already, or a rule or a main module
-            that names nothing.
+        BevquantError: nothing to quantize, quantized already, a policy that leaves every
+            layer float, or a rule or a main module that names nothing.
     """
     if quant_modules(model):
         raise BevquantError("quantize: the model is quantized already; use apply or restore")
@@ -54,6 +54,8 @@ def quantize(
         if name not in known:
             raise BevquantError(f"quantize: main module {name!r} is no module of the model")
     assigned = BitPolicy.of(precision).assign(name for name, _, _ in found)
+    if not any(assigned.values()):
+        raise BevquantError("quantize: the policy leaves every layer float; give some layer bits")
 
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module, kind in found:
