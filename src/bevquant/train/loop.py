@@ -59,6 +59,7 @@ def train(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fingerprint = train_set.fingerprint()
+    source = provenance(settings.seed, fingerprint)  # of the code that runs, not of a later edit
     identity = {
         "data": fingerprint,
         "model": model.config.model_dump(mode="json"),
@@ -89,7 +90,7 @@ def train(
         **identity,
         "frames": len(train_set),
         "seconds": round(state.seconds),
-        "provenance": provenance(settings.seed, fingerprint).to_json(),
+        "provenance": source.to_json(),
     }
     save_weights(model, run_folder / "weights.safetensors", {"train": settings.model_dump_json()})
     if val_set is not None:
