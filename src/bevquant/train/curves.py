@@ -1,7 +1,10 @@
 """The curves of a training run: one JSON line per step, and a picture of them."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -11,6 +14,8 @@ from bevquant.files import atomic_path, write_text
 Row = dict[str, float]
 SMOOTHING = 50
 """Steps over which the picture averages."""
+
+COLUMNS = 3
 
 
 class Curves:
@@ -37,20 +42,22 @@ class Curves:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Draw every column over the steps as a PNG, each averaged over the last steps."""
-    names = [name for name in rows[0] if name != "step"]
-    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
+    """Draw every column but the time over the steps as a PNG, averaged, on a log scale."""
+    names = [name for name in rows[0] if name not in {"step", "seconds"}]
+    lines = math.ceil(len(names) / COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 3 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    for position, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), position + 1)
-        values = [row[name] for row in rows]
-        smooth = [
-            sum(window) / len(window)
-            for window in (values[max(0, i + 1 - SMOOTHING) : i + 1] for i in range(len(values)))
-        ]
-        axes.plot([row["step"] for row in rows], smooth, linewidth=1)
-        axes.set_title(name)
-        axes.set_xlabel("step")
+    steps = [row["step"] for row in rows]
+    for position, name in enumerate(names, start=1):
+        axes = figure.add_subplot(lines, COLUMNS, position)
+        axes.plot(steps, smooth([row[name] for row in rows]), linewidth=1)
+        axes.set(title=name, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and the :data:`SMOOTHING` - 1 before it."""
+    windows = (values[max(0, end - SMOOTHING) : end] for end in range(1, len(values) + 1))
+    return [fmean(window) for window in windows]
