@@ -27,7 +27,7 @@ def test_ranges_are_those_of_the_float_network_over_all_batches() -> None:
     calibrate(model, batches)
     for repeat in range(2):  # calibrating a quantized model must not see quantized activations
         for layer in quant_modules(model):
-            values = layer.inputs[0].range
+            values = layer.inputs[0].ranges[8]
             assert values is not None
             assert values.minimum == expected[layer.name].min()
             assert values.maximum == expected[layer.name].max()
@@ -38,7 +38,7 @@ def test_per_channel_ranges() -> None:
     model = quantize(seeded(ResNet()), W8A8, THESIS)
     x = noise(4, 3, 8, 8)
     calibrate(model, x.split(1))
-    values = model.stem[0].inputs[0].range
+    values = model.stem[0].inputs[0].ranges[8]
     assert torch.equal(values.minimum.flatten(), x.transpose(0, 1).flatten(1).min(1).values)
     assert values.minimum.shape == (3, 1, 1)
 
@@ -75,7 +75,7 @@ def test_wrong_calibrations_change_nothing() -> None:
     with pytest.raises(BevquantError, match="no quantized layer was called"):
         calibrate(model, [x], lambda net, batch: None)
     calibrate(model, [x])
-    before = model.head.inputs[0].range
+    before = model.head.inputs[0].ranges[8]
     for bad in (float("nan"), float("inf")):
         poisoned = x.clone()
         poisoned[0, 0, 0, 0] = bad
@@ -83,7 +83,7 @@ def test_wrong_calibrations_change_nothing() -> None:
             calibrate(model, [x, poisoned])
     with pytest.raises(RuntimeError):
         calibrate(model, [x, noise(1, 4, 8, 8)])
-    assert model.head.inputs[0].range is before
+    assert model.head.inputs[0].ranges[8] is before
     assert all(layer.quantized for layer in quant_modules(model))
     assert not any(layer._forward_pre_hooks for layer in quant_modules(model))
 

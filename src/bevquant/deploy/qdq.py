@@ -76,6 +76,8 @@ TRANSLATION: dict[Callable[..., Any], Callable[..., Any]] = {
 class _IntegerLayer(nn.Module):
     """Stands for a :class:`QuantLayer`."""
 
+    learned_bias: Tensor | None
+
     def __init__(self, layer: QuantLayer) -> None:
         super().__init__()
         self.wrapped = layer.wrapped
@@ -91,14 +93,14 @@ class _IntegerLayer(nn.Module):
         self.weight_name = f"{WEIGHT_NAME}{bits}"
         self.register_buffer(self.weight_name, codes.to(torch.int8 if bits <= 8 else torch.int16))
         self.register_buffer("weight_scale", grid.scale.flatten())
+        self.register_buffer("learned_bias", layer.learned_bias)
+        self.run = layer.run
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         codes, scale = self.get_buffer(self.weight_name), self.get_buffer("weight_scale")
         weight = dequantize(codes, scale, self.axis)
         quantized = quantize_dequantize(input, *self.input)
-        return torch.func.functional_call(
-            self.wrapped, {"weight": weight}, (quantized, *args), kwargs
-        )
+        return self.run(weight, quantized, *args, bias=self.learned_bias, **kwargs)
 
 
 class _IntegerMatMul(nn.Module):

@@ -38,6 +38,10 @@ class Range(NamedTuple):
             torch.minimum(self.minimum, other.minimum), torch.maximum(self.maximum, other.maximum)
         )
 
+    def scaled(self, factor: Tensor | float) -> "Range":
+        """Return the range with both extremes multiplied by a positive ``factor``."""
+        return Range(self.minimum * factor, self.maximum * factor)
+
     def to(self, device: torch.device | str) -> "Range":
         """Return the same range on ``device``."""
         return Range(self.minimum.to(device), self.maximum.to(device))

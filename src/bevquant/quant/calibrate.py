@@ -12,6 +12,7 @@ from bevquant.quant.inventory import macs_by_name, set_macs
 from bevquant.quant.layers import QuantModule, floating, quant_modules
 from bevquant.quant.observers import MinMax
 from bevquant.quant.running import Forward, call, counting_macs, evaluating
+from bevquant.quant.spec import ACTIVATION_BITS
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call) -> None:
@@ -24,8 +25,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call)
     memory of a float forward pass, finds the same numbers.
 
     The model runs in evaluation mode. A layer that no batch reaches stays float, and
-    :func:`~bevquant.quant.inventory.unquantized` lists it. On an error the model keeps the
-    ranges it had.
+    :func:`~bevquant.quant.inventory.unquantized` lists it. What was refined or reconstructed
+    with former ranges is forgotten. On an error the model keeps all it had.
 
     Args:
         model: quantized.
@@ -67,5 +68,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call)
     if all(observer.range is None for group in observers.values() for observer in group):
         raise BevquantError("calibrate: no quantized layer was called; does forward run the model?")
     for layer, group in observers.items():
+        layer.forget()
         for quantizer, observer in zip(layer.inputs, group, strict=True):
-            quantizer.range = observer.range
+            values = observer.range
+            quantizer.ranges = dict.fromkeys(ACTIVATION_BITS, values) if values else {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +17,42 @@ from bevquant.quant.quantizers import ActivationQuantizer
 from bevquant.quant.spec import Precision, Scheme
 
 
+@dataclass(frozen=True, eq=False)
+class Alphas:
+    """Factors on the ranges of one layer at one precision (stage 2 of the thesis).
+
+    Attributes:
+        weight: float32, on the CPU; shape [] or, for each output channel, [C, 1, ...];
+            1 for a product of activations.
+        inputs: one factor for each quantized input.
+    """
+
+    weight: Tensor
+    inputs: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """A weight whose integers were chosen for the layer's output, not one by one.
+
+    Attributes:
+        codes: int32, on the CPU, shaped like the float weight.
+        params: the grid that the codes are of, on the CPU.
+        bias: float32 [C], on the CPU; stands in for the layer's own.
+    """
+
+    codes: Tensor
+    params: QuantParams
+    bias: Tensor
+
+
 class QuantModule(nn.Module):
     """A layer that quantizes its inputs, and whose bits can be changed at any time.
 
     It runs float while it has no precision, or its inputs no observed range.
 
     Attributes:
-        wrapped: the float layer itself; bias, stride, padding and so on are read there.
+        wrapped: the float layer itself; stride, padding and so on are read there.
         name: dotted path in the model that was quantized.
         main_module: name of the main module that the layer is part of.
         kind: see :mod:`bevquant.quant.kinds`.
@@ -30,6 +60,7 @@ class QuantModule(nn.Module):
         precision: bits, or ``None`` for float.
         bypass: run float whatever the precision; see :func:`floating`.
         inputs: one quantizer for each quantized input.
+        refined: what :func:`~bevquant.quant.refine.refine` found, for each precision.
     """
 
     operands = 1
@@ -48,11 +79,12 @@ class QuantModule(nn.Module):
         self.inputs = tuple(
             ActivationQuantizer(scheme.activations, kind.channel_axis) for _ in range(self.operands)
         )
+        self.refined: dict[Precision, Alphas] = {}
 
     @property
     def calibrated(self) -> bool:
         """Whether every input has an observed range."""
-        return all(quantizer.range is not None for quantizer in self.inputs)
+        return all(quantizer.ranges for quantizer in self.inputs)
 
     @property
     def quantized(self) -> bool:
@@ -66,17 +98,33 @@ class QuantModule(nn.Module):
         Raises:
             BevquantError: the layer is float or not calibrated.
         """
-        bits = self._bits().activations
-        return tuple(quantizer.params(bits, torch.device("cpu")) for quantizer in self.inputs)
+        return self._input_params(torch.device("cpu"))
+
+    def quantize_inputs(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return each input quantized and dequantized, as new tensors.
+
+        Raises:
+            BevquantError: the layer is float or not calibrated.
+        """
+        grids = self._input_params(inputs[0].device)
+        return tuple(affine.simulate(x, grid) for x, grid in zip(inputs, grids, strict=True))
+
+    def forget(self) -> None:
+        """Forget what was refined and learned: the ranges it was found for have changed."""
+        self.refined = {}
+
+    def _input_params(self, device: torch.device) -> tuple[QuantParams, ...]:
+        precision = self._bits()
+        alphas = self.refined.get(precision)
+        return tuple(
+            quantizer.params(precision.activations, alphas.inputs[i] if alphas else 1.0, device)
+            for i, quantizer in enumerate(self.inputs)
+        )
 
     def _bits(self) -> Precision:
         if self.precision is None or not self.calibrated:
             raise BevquantError(f"{self.name}: float or not calibrated, it has no integer grid")
         return self.precision
-
-    def _quantize_inputs(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        bits = self._bits().activations
-        return tuple(q(x, bits) for q, x in zip(self.inputs, inputs, strict=True))
 
     def __getattr__(self, name: str) -> Any:
         """Look up what this module lacks (weight, stride, ...) in the float layer."""
@@ -95,21 +143,25 @@ class QuantModule(nn.Module):
 class QuantLayer(QuantModule):
     """A layer that is linear in its ``weight`` and in its first input.
 
-    An exporter reads :attr:`weight_codes`, :attr:`weight_params`, :attr:`weight_axis`, the
-    one element of :attr:`input_params`, and ``wrapped.bias``: the forward pass is that of
-    ``wrapped`` with the dequantized weight on the dequantized input.
+    An exporter reads :attr:`weight_codes`, :attr:`weight_params`, :attr:`weight_axis`,
+    :attr:`learned_bias` and the one element of :attr:`input_params`: the forward pass is
+    that of ``wrapped`` with the dequantized weight on the dequantized input.
 
     Under ``torch.no_grad()`` the weight is quantized once per bit-width and kept; with
     gradients it is quantized in every pass, as it may have been trained in between.
+
+    Attributes:
+        rounded: what :func:`~bevquant.quant.reconstruct.reconstruct` learned, for each
+            precision.
     """
 
     def __init__(
         self, wrapped: nn.Module, name: str, main_module: str, kind: Kind, scheme: Scheme
     ) -> None:
         super().__init__(wrapped, name, main_module, kind, scheme)
+        self.rounded: dict[Precision, Rounding] = {}
         self._stamp: tuple[Any, ...] = ()
-        self._params: dict[int, QuantParams] = {}
-        self._simulated: dict[int, Tensor] = {}
+        self._simulated: dict[tuple[int, Alphas | Rounding | None], Tensor] = {}
 
     @property
     def weight_axis(self) -> int:
@@ -124,7 +176,11 @@ class QuantLayer(QuantModule):
         Raises:
             BevquantError: the layer is float or not calibrated, or its weight is not finite.
         """
-        return self._weight_params(self._bits().weights)
+        precision = self._bits()
+        if precision in self.rounded:
+            return self.rounded[precision].params
+        alphas = self.refined.get(precision)
+        return self.weight_grid(precision.weights, alphas.weight if alphas else 1.0)
 
     @property
     def weight_codes(self) -> Tensor:
@@ -133,52 +189,97 @@ class QuantLayer(QuantModule):
         Raises:
             BevquantError: as :attr:`weight_params`.
         """
+        precision = self._bits()
+        if precision in self.rounded:
+            return self.rounded[precision].codes
         return affine.quantize(weight_of(self.wrapped), self.weight_params)
+
+    @property
+    def learned_bias(self) -> Tensor | None:
+        """Bias [C] that stands in for the layer's own at the present precision, if any."""
+        rounding = self.rounded.get(self._bits())
+        return None if rounding is None else rounding.bias
+
+    def weight_grid(self, bits: int, alpha: Tensor | float) -> QuantParams:
+        """Return the grid of ``alpha`` times the weight's range.
+
+        Args:
+            bits: 2..16.
+            alpha: one factor, or one for each output channel, [C, 1, ...].
+
+        Raises:
+            BevquantError: the weight is not finite.
+        """
+        weight = weight_of(self.wrapped).detach()
+        spec = self.scheme.weights.spec(bits, self.weight_axis - weight.ndim)
+        values = min_max(weight, spec.granularity)
+        if not values.finite:
+            raise BevquantError(f"{self.name}: its weight holds NaN or infinity")
+        if spec.symmetric and bits == 8:
+            sums = pair_sums(weight, self.weight_axis, self.kind.channel_axis == -1)
+            values = values.union(min_max(sums, spec.granularity))
+        factor = alpha.to(weight.device) if isinstance(alpha, Tensor) else alpha
+        return affine.params_from_range(values.scaled(factor), spec)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; all arguments but the first reach it as they are."""
         if not self.quantized:
             return self.wrapped(input, *args, **kwargs)
-        (quantized,) = self._quantize_inputs(input)
+        (quantized,) = self.quantize_inputs(input)
+        bias = self.learned_bias
+        if bias is None:
+            return self.run(self._weight(), quantized, *args, **kwargs)
+        bias = bias.to(input.device, input.dtype)
+        return self.run(self._weight(), quantized, *args, bias=bias, **kwargs)
+
+    def run(
+        self, weight: Tensor, input: Tensor, *args: Any, bias: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the float layer on ``input`` with another weight and, if given, another bias."""
         # What torch.func.functional_call does, without its 40 microseconds a call.
         parameters: dict[str, Any] = self.wrapped._parameters
-        float_weight = parameters["weight"]
-        parameters["weight"] = self._weight(self._bits().weights)
+        before = dict(parameters)
+        parameters["weight"] = weight
+        added = bias is not None and "bias" not in parameters
+        if bias is not None and not added:
+            parameters["bias"] = bias
         try:
-            return self.wrapped(quantized, *args, **kwargs)
+            output = self.wrapped(input, *args, **kwargs)
         finally:
-            parameters["weight"] = float_weight
+            parameters.update(before)
+        if bias is not None and added:
+            assert self.kind.channel_axis is not None
+            output = output + bias.view(-1, *(1,) * (-self.kind.channel_axis - 1))
+        return output
 
-    def _weight_params(self, bits: int) -> QuantParams:
-        self._drop_stale()
-        if bits not in self._params:
-            weight = weight_of(self.wrapped).detach()
-            spec = self.scheme.weights.spec(bits, self.weight_axis - weight.ndim)
-            values = min_max(weight, spec.granularity)
-            if not values.finite:
-                raise BevquantError(f"{self.name}: its weight holds NaN or infinity")
-            if spec.symmetric and bits == 8:
-                sums = pair_sums(weight, self.weight_axis, self.kind.channel_axis == -1)
-                values = values.union(min_max(sums, spec.granularity))
-            self._params[bits] = affine.params_from_range(values, spec)
-        return self._params[bits]
+    def forget(self) -> None:
+        """Forget what was refined and learned: the ranges it was found for have changed."""
+        super().forget()
+        self.rounded = {}
 
-    def _weight(self, bits: int) -> Tensor:
-        params = self._weight_params(bits)
+    def _weight(self) -> Tensor:
+        precision = self._bits()
+        rounding = self.rounded.get(precision)
         weight = weight_of(self.wrapped)
-        if torch.is_grad_enabled() and weight.requires_grad:
-            return affine.simulate(weight, params)
-        if bits not in self._simulated:
-            with torch.inference_mode(False):  # it is kept, and may meet gradients later
-                self._simulated[bits] = affine.simulate(weight.detach(), params)
-        return self._simulated[bits]
+        if rounding is None and torch.is_grad_enabled() and weight.requires_grad:
+            return affine.simulate(weight, self.weight_params)
+        self._drop_stale()
+        key = precision.weights, rounding or self.refined.get(precision)
+        if key not in self._simulated:
+            with torch.inference_mode(False), torch.no_grad():  # kept, and may meet gradients
+                if rounding is None:
+                    value = affine.simulate(weight.detach(), self.weight_params)
+                else:
+                    value = affine.dequantize(rounding.codes, rounding.params)
+            self._simulated[key] = value.to(weight.device, weight.dtype)
+        return self._simulated[key]
 
     def _drop_stale(self) -> None:
         """Forget what was computed from a weight that has been changed, moved or replaced."""
         weight = weight_of(self.wrapped)
         stamp = id(weight), weight._version, weight.device, weight.dtype
         if stamp != self._stamp:
-            self._stamp, self._params, self._simulated = stamp, {}, {}
+            self._stamp, self._simulated = stamp, {}
 
 
 class QuantMatMul(QuantModule):
@@ -189,7 +290,7 @@ class QuantMatMul(QuantModule):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return ``a @ b``."""
         if self.quantized:
-            a, b = self._quantize_inputs(a, b)
+            a, b = self.quantize_inputs(a, b)
         product: Tensor = self.wrapped(a, b)
         return product
 

@@ -1,7 +1,6 @@
-"""A tensor's quantizer: its observed range, and the integer grid for each bit-width."""
+"""A tensor's quantizer: its observed ranges, and the integer grid for each bit-width."""
 
 import torch
-from torch import Tensor
 
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams, Range
@@ -9,10 +8,9 @@ from bevquant.quant.spec import Granularity, TensorScheme
 
 
 class ActivationQuantizer:
-    """Quantizes one input of one layer.
+    """The integer grids of one input of one layer.
 
-    The range is kept, not the scale: any number of bits can be asked for after one
-    calibration.
+    Ranges are kept, not scales: any number of bits can be asked for after one calibration.
 
     Attributes:
         scheme: symmetry and granularity.
@@ -22,12 +20,8 @@ class ActivationQuantizer:
     def __init__(self, scheme: TensorScheme, channel_axis: int | None) -> None:
         self.scheme = scheme
         self.channel_axis = channel_axis
-        self._range: Range | None = None
-        self._params: dict[tuple[int, torch.device], QuantParams] = {}
-
-    def __call__(self, x: Tensor, bits: int) -> Tensor:
-        """Return ``x`` quantized and dequantized, a new tensor."""
-        return affine.simulate(x, self.params(bits, x.device))
+        self._ranges: dict[int, Range] = {}
+        self._params: dict[tuple[int, float, torch.device], QuantParams] = {}
 
     @property
     def granularity(self) -> Granularity:
@@ -35,19 +29,19 @@ class ActivationQuantizer:
         return self.scheme.granularity(self.channel_axis)
 
     @property
-    def range(self) -> Range | None:
-        """Range of the values, on the CPU; ``None`` before calibration."""
-        return self._range
+    def ranges(self) -> dict[int, Range]:
+        """Range of the values for each number of bits, on the CPU; empty before calibration."""
+        return self._ranges
 
-    @range.setter
-    def range(self, values: Range | None) -> None:
-        self._range, self._params = values, {}
+    @ranges.setter
+    def ranges(self, values: dict[int, Range]) -> None:
+        self._ranges, self._params = values, {}
 
-    def params(self, bits: int, device: torch.device) -> QuantParams:
-        """Return the grid on ``device``; computed once per bit-width and device."""
-        assert self._range is not None
-        key = bits, device
+    def params(self, bits: int, alpha: float, device: torch.device) -> QuantParams:
+        """Return the grid of ``alpha`` times the observed range; computed once and kept."""
+        key = bits, alpha, device
         if key not in self._params:
             spec = self.scheme.spec(bits, self.channel_axis)
-            self._params[key] = affine.params_from_range(self._range.to(device), spec)
+            values = self._ranges[bits].to(device).scaled(alpha)
+            self._params[key] = affine.params_from_range(values, spec)
         return self._params[key]
