@@ -70,6 +70,20 @@ def evaluate_file(
     evaluate_artefact(file, data, version, split, limit, threads, json)
 
 
+@app.command("layers")
+def list_layers_of(
+    model: Annotated[str, typer.Argument(help="bevfusion or bevfusion_small.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the layers that the thesis leaves float.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
+) -> None:
+    """List the layers that can be quantized, with weights, MACs and main module."""
+    from bevquant.listing import list_layers
+
+    list_layers(model, everything=everything, json=json)
+
+
 @app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="ONNX file to write.")],

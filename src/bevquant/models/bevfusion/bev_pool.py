@@ -81,7 +81,6 @@ def _weighted_sum(
     sources: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, num_targets: int
 ) -> Tensor:
     """Sum ``weights * rows[sources]`` over equal ``targets``, which ascend."""
-    counts = torch.bincount(targets, minlength=num_targets)
-    return F.embedding_bag(
-        sources, rows, counts.cumsum(0) - counts, mode="sum", per_sample_weights=weights
-    )
+    every = torch.arange(num_targets, dtype=targets.dtype, device=targets.device)
+    starts = torch.searchsorted(targets, every)
+    return F.embedding_bag(sources, rows, starts, mode="sum", per_sample_weights=weights)
