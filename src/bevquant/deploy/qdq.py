@@ -108,10 +108,11 @@ class _IntegerMatMul(nn.Module):
 
     def __init__(self, layer: QuantModule) -> None:
         super().__init__()
+        self.wrapped = layer.wrapped
         self.a, self.b = _input_grids(layer)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.matmul(quantize_dequantize(a, *self.a), quantize_dequantize(b, *self.b))
+    def forward(self, a: Tensor, b: Tensor) -> Any:
+        return self.wrapped(quantize_dequantize(a, *self.a), quantize_dequantize(b, *self.b))
 
 
 def _input_grids(layer: QuantModule) -> list[tuple[float, int, int]]:

@@ -85,11 +85,12 @@ class FoldedBatchNorm(nn.Module):
         """Give the layer its parameters back, and return the norm."""
         before = self._before
         weight = weight_of(before.layer)
-        before.norm.to(weight.device)  # the model may have been moved in between
+        # The model may have been moved or cast in between.
+        before.norm.to(weight.device, weight.dtype)
         before.norm.train(self.training)
         for name, parameter in before.parameters.items():
             if parameter is not None:
-                parameter.data = parameter.data.to(weight.device)
+                parameter.data = parameter.data.to(weight)
             setattr(before.layer, name, parameter)
         return before.norm
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from bevquant.quant.attention import is_expandable
 from bevquant.quant.kinds import Kind, kind_of, weight_of, why_float
 from bevquant.quant.layers import QuantModule, quant_modules
+from bevquant.quant.routing import router_of
 from bevquant.quant.running import Forward, call, counting_macs, evaluating
 from bevquant.quant.spec import Precision
 
@@ -20,7 +22,7 @@ class LayerInfo:
 
     Attributes:
         name: dotted path in the model; of a shared module, the first.
-        kind: conv1d..3d, conv_transpose1d..3d, linear, sparse_conv or matmul.
+        kind: conv1d..3d, conv_transpose1d..3d, linear, sparse_conv, matmul or einsum.
         weight_shape: ``None`` for a product of activations.
         weights: number of elements of the weight.
         macs: multiply-accumulates of all its calls in one forward pass; ``None`` if none
@@ -99,12 +101,12 @@ def unquantized(model: nn.Module) -> list[Unquantized]:
     for name, module in _walk(model):
         if isinstance(module, QuantModule):
             reason = _why_layer_float(module, calibrated)
-        elif kind_of(module) is not None:
+        elif kind_of(module) is not None or is_expandable(module):
             reason = "quantize has not been called on it"
         elif any(True for _ in module.parameters(recurse=False)):
             reason = why_float(module)
         elif macs.get(name):
-            reason = "products of activations in its own code; use bevquant.nn.MatMul"
+            reason = _why_products_float(module)
         else:
             continue
         if reason is not None:
@@ -176,6 +178,12 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, QuantModule) or kind_of(module) is not None
+
+
+def _why_products_float(module: nn.Module) -> str:
+    if (router := router_of(module)) is not None and router.missed:
+        return "products on a way through its code that quantize's batch did not take"
+    return "products in its own code; given a batch, quantize makes layers of those of activations"
 
 
 def _why_layer_float(layer: QuantModule, model_calibrated: bool) -> str | None:

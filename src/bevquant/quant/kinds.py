@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from bevquant.nn import MatMul
+from bevquant.nn import Einsum, MatMul
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ _KINDS: dict[type[nn.Module], Kind] = {
     nn.Linear: Kind("linear", 0, -1),
     # Operands of attention have as many rows and columns as there are tokens.
     MatMul: Kind("matmul", None, None),
+    Einsum: Kind("einsum", None, None),
 }
 
 
@@ -74,7 +75,7 @@ def weight_of(layer: nn.Module) -> nn.Parameter:
 _WHY_FLOAT: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     (
         (nn.MultiheadAttention,),
-        "its projections and products run inside one function: write it with Linear and MatMul",
+        "overrides the forward of MultiheadAttention, or has a parametrization",
     ),
     (
         (NonDynamicallyQuantizableLinear,),

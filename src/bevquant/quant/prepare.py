@@ -1,15 +1,19 @@
 """Putting quantizable layers into a model, changing their bits, and taking them out."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from bevquant.errors import BevquantError
+from bevquant.quant.attention import collapse_attention, expand_attention, is_expandable
 from bevquant.quant.fold import unfold
 from bevquant.quant.inventory import find_layers, main_module_of, set_macs
+from bevquant.quant.kinds import kind_of
 from bevquant.quant.layers import QuantLayer, QuantMatMul, quant_modules, swap
 from bevquant.quant.policy import BitPolicy
+from bevquant.quant.routing import add_products, remove_products
+from bevquant.quant.running import Forward, call
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -20,11 +24,17 @@ def quantize(
     precision: Precision | BitPolicy,
     scheme: Scheme = DEPLOY,
     main_modules: Sequence[str] | None = None,
+    batch: Any = None,
+    forward: Forward = call,
 ) -> Model:
     """Swap every layer of ``model`` that can be quantized for a quantizable one, in place.
 
     The layers run float until :func:`~bevquant.quant.calibrate.calibrate` has seen their
-    inputs. Any module that is called: no tracing, no change of code. What stays float is
+    inputs. Any module that is called: no tracing, no change of code. A
+    ``nn.MultiheadAttention`` becomes the layers q_proj, k_proj, v_proj, scores, mix and
+    out_proj. With a batch, products of two activations in a module's own code (``@``,
+    matmul, bmm, scaled_dot_product_attention, einsum) become layers too: children of that
+    module called matmul_0, sdpa_0.scores, sdpa_0.mix, einsum_0 and on. What stays float is
     listed, with the reason, by :func:`~bevquant.quant.inventory.unquantized`.
 
     Args:
@@ -34,6 +44,9 @@ def quantize(
         scheme: symmetry and granularity.
         main_modules: dotted names of the parts of the network that a report or a search
             looks at one by one; its children by default.
+        batch: one batch, typical in that every branch runs, to look for products in the
+            modules' own code.
+        forward: runs the model on the batch; ``model(batch)`` by default.
 
     Returns:
         ``model``.
@@ -44,19 +57,33 @@ def quantize(
     """
     if quant_modules(model):
         raise BevquantError("quantize: the model is quantized already; use apply or restore")
+    if kind_of(model) is not None or is_expandable(model):
+        raise BevquantError("quantize: the model is one layer; wrap it in nn.Sequential(model)")
+    try:
+        expand_attention(model)
+        if batch is not None:
+            add_products(model, batch, forward)
+        swap(model, _quantizable(model, BitPolicy.of(precision), scheme, main_modules))
+    except BaseException:
+        _withdraw(model)
+        raise
+    return model
+
+
+def _quantizable(
+    model: nn.Module, policy: BitPolicy, scheme: Scheme, main_modules: Sequence[str] | None
+) -> dict[nn.Module, nn.Module]:
+    """Return what each layer is to be replaced by."""
     found = find_layers(model)
     if not found:
         raise BevquantError("quantize: the model has no layer that can be quantized")
-    if found[0][0] == "":
-        raise BevquantError("quantize: the model is one layer; wrap it in nn.Sequential(model)")
     known = dict(model.named_modules())
     for name in main_modules or ():
         if name not in known:
             raise BevquantError(f"quantize: main module {name!r} is no module of the model")
-    assigned = BitPolicy.of(precision).assign(name for name, _, _ in found)
+    assigned = policy.assign(name for name, _, _ in found)
     if not any(assigned.values()):
         raise BevquantError("quantize: the policy leaves every layer float; give some layer bits")
-
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module, kind in found:
         layer_type = QuantMatMul if kind.weight_axis is None else QuantLayer
@@ -64,8 +91,7 @@ def quantize(
         layer.training = module.training
         layer.precision = assigned[name]
         replacements[module] = layer
-    swap(model, replacements)
-    return model
+    return replacements
 
 
 def apply(model: Model, precision: Precision | BitPolicy) -> Model:
@@ -89,6 +115,13 @@ def restore(model: Model) -> Model:
     What is left are the float modules that were there before, the objects themselves.
     """
     swap(model, {layer: layer.wrapped for layer in quant_modules(model)})
+    _withdraw(model)
     unfold(model)
     set_macs(model, None)
     return model
+
+
+def _withdraw(model: nn.Module) -> None:
+    """Take out the float layers that stand for parts of a module's code."""
+    remove_products(model)
+    collapse_attention(model)
