@@ -3,6 +3,7 @@
 from bevquant.errors import BevquantError
 from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
+from bevquant.quant.equalize import equalize
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.inventory import layers, unquantized
 from bevquant.quant.policy import BitPolicy
@@ -23,6 +24,7 @@ __all__ = [
     "Precision",
     "apply",
     "calibrate",
+    "equalize",
     "fold_batchnorm",
     "layers",
     "quantize",

@@ -1,19 +1,17 @@
 """Exact folding of BatchNorm into the layer that feeds it."""
 
-import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bevquant.errors import BevquantError
 from bevquant.quant.kinds import kind_of, weight_of
 from bevquant.quant.layers import quant_modules, swap
-from bevquant.quant.running import Forward, call, evaluating
+from bevquant.quant.running import Forward, call
+from bevquant.quant.scaling import like, rescaled, scale_outputs
+from bevquant.quant.watch import Watch
 
 
 def fold_batchnorm(model: nn.Module, batch: Any, forward: Forward = call) -> tuple[str, ...]:
@@ -37,10 +35,12 @@ def fold_batchnorm(model: nn.Module, batch: Any, forward: Forward = call) -> tup
         The names of the norms that were folded.
 
     Raises:
-        BevquantError: ``model`` is quantized already.
+        BevquantError: ``model`` is quantized or equalized already.
     """
     if quant_modules(model):
         raise BevquantError("fold_batchnorm: the model is quantized; fold before quantize")
+    if rescaled(model):
+        raise BevquantError("fold_batchnorm: the model is equalized; fold before equalize")
     pairs = _pairs(model, batch, forward)
     names = tuple(name for name, module in model.named_modules() if module in pairs)
     swap(model, {norm: _fold(norm, layer) for norm, layer in pairs.items()})
@@ -110,112 +110,70 @@ def _fold(norm: _BatchNorm, layer: nn.Module) -> FoldedBatchNorm:
         shift = shift + norm.bias.double()
 
     weight = weight_of(layer)
-    # A transposed convolution has its output channels group by group: [groups * in, out, ...].
-    groups = layer.groups if isinstance(layer, _ConvTransposeNd) else 1
-    gain_shape = (
-        groups,
-        *(1,) * kind.weight_axis,
-        -1,
-        *(1,) * (weight.ndim - 1 - kind.weight_axis),
-    )
-    by_group = weight.double().view(groups, -1, *weight.shape[1:])
-    layer.weight = _like((by_group * gain.view(gain_shape)).view(weight.shape), weight)
+    layer.weight = like(scale_outputs(layer, gain), weight)
     if "bias" not in layer._parameters:
         return FoldedBatchNorm(before, shift.to(weight.dtype))
     if (bias := layer._parameters["bias"]) is not None:
         shift = shift + bias.double() * gain
-    layer.bias = _like(shift, weight)
+    layer.bias = like(shift, weight)
     return FoldedBatchNorm(before, None)
 
 
-def _like(value: Tensor, parameter: nn.Parameter) -> nn.Parameter:
-    value = value.detach().to(parameter.dtype)
-    return nn.Parameter(value.contiguous(), requires_grad=parameter.requires_grad)
-
-
-@dataclass
+@dataclass(eq=False)
 class _Output:
-    """One tensor that a layer returned, watched without keeping it alive.
+    """One tensor that a layer returned.
 
     Attributes:
         layer: who returned it.
-        tensor: the tensor; dead once nobody holds it.
-        readers: the norms that took it, and ``None`` for any other operator.
+        readers: the norms that took it, and ``None`` for anything else.
     """
 
     layer: nn.Module
-    tensor: "weakref.ref[Tensor]"
     readers: set[nn.Module | None] = field(default_factory=set)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches which tensors go from which layers to which norms and other operators.
-
-    Below autograd and Python an operator's arguments still are the very tensors that
-    modules handed over, and reading a shape or a dtype is no operator.
-    """
+class _Watch(Watch[_Output]):  # type: ignore[no-untyped-call]
+    """Watches which outputs go from which layers to which norms and elsewhere."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.outputs: list[_Output] = []
         self.feeders: dict[_BatchNorm, set[nn.Module | None]] = {}
-        self._alive: dict[int, _Output] = {}
-        self._inside_norm = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not self._inside_norm:
-            for leaf in tree_leaves((args, kwargs)):
-                if id(leaf) in self._alive:
-                    self._alive[id(leaf)].readers.add(None)
-        return func(*args, **kwargs)
+    def watched(self, module: nn.Module) -> bool:
+        kind = kind_of(module)
+        return _is_plain_norm(module) or (kind is not None and kind.weight_axis is not None)
 
-    def returned(self, layer: nn.Module, _: Any, tensor: Tensor) -> None:
-        """Forward hook of a layer."""
-        key = id(tensor)
-        output = _Output(layer, weakref.ref(tensor, lambda _: self._alive.pop(key, None)))
-        self.outputs.append(output)
-        self._alive[key] = output
-        kind = kind_of(layer)
-        assert kind is not None
-        assert kind.channel_axis is not None
-        if kind.channel_axis % tensor.ndim != 1:  # a norm would not normalise its channels
-            output.readers.add(None)
-
-    def entered(self, norm: nn.Module, args: Any, kwargs: Any) -> None:
-        """Forward pre-hook of a norm."""
-        assert isinstance(norm, _BatchNorm)
-        self._inside_norm = True
-        output = self._alive.get(id((*args, *kwargs.values())[0]))
-        self.feeders.setdefault(norm, set()).add(output.layer if output else None)
-        if output:
+    def entered(self, module: nn.Module, inputs: list[Any]) -> None:
+        norm = module if isinstance(module, _BatchNorm) else None
+        for output in self.labels(inputs):
             output.readers.add(norm)
+        if norm is not None:
+            feeder = self.get(inputs[0])
+            self.feeders.setdefault(norm, set()).add(feeder.layer if feeder else None)
 
-    def left(self, *_: Any) -> None:
-        """Forward hook of a norm."""
-        self._inside_norm = False
+    def left(self, module: nn.Module, output: Any) -> None:
+        kind = kind_of(module)
+        if kind is None:
+            return
+        watched = _Output(module)
+        self.outputs.append(watched)
+        self.put(output, watched)
+        assert kind.channel_axis is not None
+        if kind.channel_axis % output.ndim != 1:  # a norm would not normalise its channels
+            watched.readers.add(None)
+
+    def read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        for output in self.labels((args, kwargs)):
+            output.readers.add(None)
+        return func(*args, **kwargs)
 
 
 def _pairs(model: nn.Module, batch: Any, forward: Forward) -> dict[_BatchNorm, nn.Module]:
     """Return norm -> layer, for each norm that only this layer feeds and that alone reads it."""
     watch = _Watch()
-    hooks = []
-    for module in model.modules():
-        if _is_plain_norm(module):
-            hooks.append(module.register_forward_pre_hook(watch.entered, with_kwargs=True))
-            hooks.append(module.register_forward_hook(watch.left))
-        elif (kind := kind_of(module)) is not None and kind.weight_axis is not None:
-            hooks.append(module.register_forward_hook(watch.returned))
-    try:
-        with evaluating(model), watch:
-            result = forward(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for output in watch.outputs:
-        if output.tensor() is not None:
-            output.readers.add(None)
-    del result  # was held up to here, so that what the model returns counts as alive
+    for output in watch.run(model, batch, forward):
+        output.readers.add(None)
     readers: dict[nn.Module, set[nn.Module | None]] = {}
     for output in watch.outputs:
         readers.setdefault(output.layer, set()).update(output.readers)

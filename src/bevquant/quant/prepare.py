@@ -14,6 +14,7 @@ from bevquant.quant.layers import QuantLayer, QuantMatMul, quant_modules, swap
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.routing import add_products, remove_products
 from bevquant.quant.running import Forward, call
+from bevquant.quant.scaling import unscale
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -110,12 +111,13 @@ def apply(model: Model, precision: Precision | BitPolicy) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Take out all that quantize, calibrate and fold_batchnorm put in.
+    """Take out all that quantize, calibrate, equalize and fold_batchnorm put in.
 
     What is left are the float modules that were there before, the objects themselves.
     """
     swap(model, {layer: layer.wrapped for layer in quant_modules(model)})
     _withdraw(model)
+    unscale(model)
     unfold(model)
     set_macs(model, None)
     return model
