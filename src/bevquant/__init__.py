@@ -8,6 +8,7 @@ from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.inventory import layers, unquantized
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply, quantize, restore
+from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.spec import DEPLOY, THESIS, W2A8, W3A8, W4A8, W8A8, W16A16, Precision
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "fold_batchnorm",
     "layers",
     "quantize",
+    "reconstruct",
     "restore",
     "unquantized",
 ]

@@ -14,7 +14,8 @@ from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply, quantize
-from bevquant.quant.spec import THESIS, W4A8, W8A8, W16A16, Precision
+from bevquant.quant.reconstruct import reconstruct
+from bevquant.quant.spec import THESIS, W2A8, W4A8, W8A8, W16A16, Precision
 
 STEP = 0.03
 ZERO = 100
@@ -222,3 +223,23 @@ def test_a_scheme_that_no_engine_runs_in_integers_is_refused(path):
     with pytest.raises(BevquantError, match="DEPLOY"):
         export_module(model, [x], path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("precision", [W2A8, W4A8, W8A8], ids=str)
+def test_reconstructed_layers_compute_what_was_simulated(path, precision):
+    torch.manual_seed(0)
+    inputs = [on_grid(*shape) for _, shape in LAYERS.values()]
+    model = Parallel({name: layer for name, (layer, _) in LAYERS.items()})
+    quantized(model, *inputs, precision=precision)
+    plain = simulate(model, *inputs)
+    reconstruct(model, [inputs], lambda model, batch: model(*batch))
+    export_module(model, inputs, path)
+    expected = simulate(model, *inputs)
+    for engine in ("literal", "openvino"):
+        opened = open_engine(path, engine)
+        for name, y, before, wanted in zip(
+            LAYERS, opened(arrays(*inputs)), plain, expected, strict=True
+        ):
+            atol = 3e-6 * np.abs(wanted).max()
+            np.testing.assert_allclose(y, wanted, atol=atol, err_msg=f"{engine}: {name}")
+            assert not np.allclose(before, wanted, atol=atol)

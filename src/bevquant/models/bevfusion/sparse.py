@@ -70,13 +70,24 @@ class Pairs(NamedTuple):
         """Split ``values`` [P, ...] by kernel position."""
         return torch.split(values, self.counts.tolist())
 
-    def table(self) -> Tensor:
-        """Return int64 [outputs, K]: the input row, or the number of inputs where none is."""
-        positions, rows = len(self.counts), len(self.by_output.starts)
-        table = self.inputs.new_full((rows * positions,), len(self.by_input.starts))
-        position = torch.arange(positions, device=table.device).repeat_interleave(self.counts)
-        table[self.outputs * positions + position] = self.inputs
-        return table.view(rows, positions)
+    def table(self, rows: Tensor | None = None) -> Tensor:
+        """Return int64 [P, K]: the input row, or the number of inputs where none is.
+
+        Args:
+            rows: int64 [P], different output rows, or ``None`` for all.
+        """
+        inputs, outputs = self.inputs, self.outputs
+        positions, size = len(self.counts), len(self.by_output.starts)
+        position = torch.arange(positions, device=inputs.device).repeat_interleave(self.counts)
+        if rows is not None:
+            place = inputs.new_full((size,), -1)
+            place[rows] = torch.arange(len(rows), device=inputs.device)
+            wanted = place[outputs] >= 0
+            inputs, outputs, position = inputs[wanted], place[outputs[wanted]], position[wanted]
+            size = len(rows)
+        table = inputs.new_full((size * positions,), len(self.by_input.starts))
+        table[outputs * positions + position] = inputs
+        return table.view(size, positions)
 
 
 class SparseConv3d(nn.Module):
@@ -105,9 +116,21 @@ class SparseConv3d(nn.Module):
             # torch declares no types for Function.apply.
             out: Tensor = _PairConvolution.apply(features, self.weight, rule)  # type: ignore[no-untyped-call]
             return out
-        padded = F.pad(features, (0, 0, 0, 1))
-        gathered = padded.index_select(0, rule.flatten()).view(rule.shape[0], -1)
-        return F.linear(gathered, self.weight.flatten(1))
+        return F.linear(_gather(features, rule), self.weight.flatten(1))
+
+    def inputs_of(self, rows: Tensor, features: Tensor, rule: "Pairs | Tensor") -> Tensor:
+        """Return what the output rows [P] are linear in: [P, kx * ky * kz * in].
+
+        ``inputs_of(rows, *inputs) @ weight.flatten(1).T`` is ``forward(*inputs)[rows]``.
+        """
+        table = rule.table(rows) if isinstance(rule, Pairs) else rule[rows]
+        return _gather(features, table)
+
+
+def _gather(features: Tensor, table: Tensor) -> Tensor:
+    """Return the features of each row's neighbours side by side, 0 where there is none."""
+    padded = F.pad(features, (0, 0, 0, 1))
+    return padded.index_select(0, table.flatten()).view(len(table), -1)
 
 
 class _PairConvolution(torch.autograd.Function):
