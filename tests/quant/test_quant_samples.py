@@ -23,7 +23,7 @@ LAYERS = {
         (2, 3, 7, 8),
     ),
     "conv2d, no batch": (nn.Conv2d(3, 4, 3, padding=1, bias=False), (3, 5, 5)),
-    "conv2d, same": (nn.Conv2d(3, 4, 4, padding="same"), (2, 3, 6, 5)),
+    "conv2d, same": (nn.Conv2d(3, 4, 3, padding="same"), (2, 3, 6, 5)),
     "conv2d, circular": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (2, 3, 6, 5)),
     "conv2d, groups": (nn.Conv2d(6, 4, 3, groups=2), (2, 6, 5, 5)),
     "conv2d, depthwise": (nn.Conv2d(4, 8, 3, groups=4, padding=1), (1, 4, 5, 5)),
