@@ -9,6 +9,7 @@ from bevquant.quant.inventory import layers, unquantized
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply, quantize, restore
 from bevquant.quant.reconstruct import reconstruct
+from bevquant.quant.refine import Refinement, refine
 from bevquant.quant.spec import DEPLOY, THESIS, W2A8, W3A8, W4A8, W8A8, W16A16, Precision
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "BitPolicy",
     "MatMul",
     "Precision",
+    "Refinement",
     "apply",
     "calibrate",
     "equalize",
@@ -30,6 +32,7 @@ __all__ = [
     "layers",
     "quantize",
     "reconstruct",
+    "refine",
     "restore",
     "unquantized",
 ]

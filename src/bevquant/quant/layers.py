@@ -215,11 +215,12 @@ class QuantLayer(QuantModule):
         values = min_max(weight, spec.granularity)
         if not values.finite:
             raise BevquantError(f"{self.name}: its weight holds NaN or infinity")
-        if spec.symmetric and bits == 8:
+        factor = alpha.to(weight.device) if isinstance(alpha, Tensor) else alpha
+        values = values.scaled(factor)
+        if spec.symmetric and bits == 8:  # which no factor may shrink: kernels would saturate
             sums = pair_sums(weight, self.weight_axis, self.kind.channel_axis == -1)
             values = values.union(min_max(sums, spec.granularity))
-        factor = alpha.to(weight.device) if isinstance(alpha, Tensor) else alpha
-        return affine.params_from_range(values.scaled(factor), spec)
+        return affine.params_from_range(values, spec)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; all arguments but the first reach it as they are."""
