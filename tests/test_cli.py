@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bevquant.run import SHIPPED
 
 COMMAND = [sys.executable, "-c", "from bevquant.cli import main; main()"]
 
@@ -79,6 +83,41 @@ def test_eval_names_the_wrong_version_and_the_missing_file(tiny_world: Path) -> 
     arguments = ("--data", tiny_world, "--version", "v9", "--split", "world_val")
     assert_refused(bevquant("eval", "weights.safetensors", *arguments), "weights.safetensors")
     assert_refused(bevquant("eval", "file.onnx", *arguments), "file.onnx")
+
+
+@pytest.mark.parametrize(
+    "verb", [("sensitivity", "--bits", "W2A8,W5A8"), ("debug", "--precision", "W5A8")]
+)
+def test_bits_that_do_not_exist_are_refused_before_any_work(
+    verb: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "out") if verb[0] == "sensitivity" else ()
+    assert_refused(bevquant(*verb, *out, "--data", tmp_path), "5 bits for weights")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_sensitivity_continues_and_debug_names_a_planted_layer(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--data", tiny_world, "--frames", 1, "--threads", 1)
+    command = ("sensitivity", *options, "--out", out, "--bits")
+    assert bevquant(*command, "W8A8").returncode == 0
+    first = (out / "rows.jsonl").read_text().splitlines()
+    assert bevquant(*command, "W2A8,W8A8").returncode == 0
+    lines = (out / "rows.jsonl").read_text().splitlines()
+    assert lines[: len(first)] == first
+    assert len(lines) - 1 == 2 * (len(first) - 1)
+    assert (out / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    assert len((out / "sensitivity.csv").read_text().splitlines()) == len(lines)
+
+    tensors = load_file(SHIPPED)
+    tensors["pts_neck.deblocks.1.0.weight"][0, 0, 0, 0] = torch.nan
+    save_file(tensors, tmp_path / "broken.safetensors")
+    result = bevquant("debug", *options, "--checkpoint", tmp_path / "broken.safetensors")
+    assert result.returncode == 0, result.stderr
+    assert "pts_neck.deblocks.1.0: the first output that is not finite" in result.stdout
 
 
 @pytest.mark.slow

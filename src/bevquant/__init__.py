@@ -3,6 +3,7 @@
 from bevquant.errors import BevquantError
 from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
+from bevquant.quant.debug import debug
 from bevquant.quant.equalize import equalize
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.inventory import layers, unquantized
@@ -10,6 +11,7 @@ from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply, quantize, restore
 from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.refine import Refinement, refine
+from bevquant.quant.sensitivity import sensitivity
 from bevquant.quant.spec import DEPLOY, THESIS, W2A8, W3A8, W4A8, W8A8, W16A16, Precision
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Refinement",
     "apply",
     "calibrate",
+    "debug",
     "equalize",
     "fold_batchnorm",
     "layers",
@@ -34,5 +37,6 @@ __all__ = [
     "reconstruct",
     "refine",
     "restore",
+    "sensitivity",
     "unquantized",
 ]

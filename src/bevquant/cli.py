@@ -116,6 +116,39 @@ def bench(
 
 
 @app.command()
+def sensitivity(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for rows, table and picture.")],
+    version: Version = "v1.0-world",
+    split: Split = "world_val",
+    frames: Annotated[int, typer.Option(min=1, help="Frames, evenly spread.")] = 4,
+    bits: Annotated[str, typer.Option(help="Precisions with commas.")] = "W2A8,W4A8,W8A8",
+    checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Quantize each layer of the small BEVFusion alone; stopped, the same command continues."""
+    from bevquant.analyse import analyse_sensitivity
+
+    analyse_sensitivity(out, data, version, split, frames, bits, checkpoint, threads)
+
+
+@app.command()
+def debug(
+    data: Data,
+    version: Version = "v1.0-world",
+    split: Split = "world_val",
+    frames: Annotated[int, typer.Option(min=1, help="Frames, evenly spread.")] = 2,
+    precision: Annotated[str, typer.Option(help="W8A8, W4A8, W2A8, ...")] = "W8A8",
+    checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Name the first layer of the small BEVFusion that is not finite or drowns in noise."""
+    from bevquant.analyse import analyse_faults
+
+    analyse_faults(data, version, split, frames, precision, checkpoint, threads)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of everything the demo makes.")] = Path("demo"),
     quick: Annotated[bool, typer.Option(help="Fewer frames, under two minutes.")] = False,
