@@ -93,6 +93,25 @@ def deployable(precision: Precision) -> BitPolicy:
     return BitPolicy({"*": precision, "*matmul*": None})
 
 
+ENDS = (
+    "img_backbone.patch_embed.projection",
+    "view_transform.dtransform.0",
+    "pts_middle_encoder.conv_input.0",
+    "bbox_head.class_encoding",
+    "*_posembed.position_embedding_head.0",
+    "bbox_head.heatmap_head.1",
+    "bbox_head.prediction_heads.*.1",
+)
+"""Layers of BEVFusion that read its inputs (images, depths, voxels, classes, positions) or
+write its outputs."""
+
+
+def ends_at_8_bits(precision: Precision) -> BitPolicy:
+    """Return ``precision`` for every layer, 8-bit weights for the first and last of them."""
+    ends = Precision(8, precision.activations)
+    return BitPolicy({"*": precision, **dict.fromkeys(ENDS, ends)})
+
+
 def quantize_small(
     model: BEVFusion,
     batches: Sequence[Batch],

@@ -14,7 +14,6 @@ from bevquant.data.frame import Batch, Boxes
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.demo.pictures import best_score, choose, picture, seen
-from bevquant.demo.steps import Steps
 from bevquant.deploy.bench import bench
 from bevquant.deploy.export import export, export_float
 from bevquant.deploy.runtime import load
@@ -52,6 +51,7 @@ from bevquant.run import (
     load_small,
     quantize_small,
 )
+from bevquant.steps import Steps
 
 SEED = 1000
 """Of the demo's world; the shipped network was trained on seed 0."""

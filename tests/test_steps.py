@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bevquant.demo.steps import Steps
 from bevquant.errors import BevquantError
+from bevquant.steps import Steps
 
 
 def test_a_finished_step_is_not_run_again(tmp_path: Path) -> None:

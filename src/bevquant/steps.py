@@ -37,12 +37,16 @@ class Steps:
     def run(self, name: str, work: Callable[[], Any]) -> Any:
         """Return the JSON value of step ``name``: the kept one, or that of ``work()``."""
         path = self._path(name)
-        if not path.exists():
+        if not self.has(name):
             started = time.monotonic()
             value = work()
             seconds = round(time.monotonic() - started, 2)
             write_json(path, {"seconds": seconds, "value": value})
         return read_json(path)["value"]
+
+    def has(self, name: str) -> bool:
+        """Whether step ``name`` is finished."""
+        return self._path(name).exists()
 
     def seconds(self) -> dict[str, float]:
         """Return the wall-clock seconds that each finished step took, when it was run."""
