@@ -54,6 +54,19 @@ def train(
     run_training(settings, out or Path("runs") / settings.name, jobs)
 
 
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of an experiment, a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: cores].")] = None,
+) -> None:
+    """Regenerate the tables and figures that a recipe names; stopped, it continues."""
+    from bevquant.experiments.start import run_recipe
+    from bevquant.experiments.variants import cores
+
+    run_recipe(recipe, out or Path("runs") / recipe.stem, jobs or cores())
+
+
 @app.command("eval")
 def evaluate_file(
     file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors) or deployed .onnx.")],

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,17 +41,26 @@ def load_recipe(path: Path, kind: type[R]) -> R:
             the message names the key and the nearest valid one.
     """
     try:
+        return kind.model_validate(read_recipe(path))
+    except ValidationError as error:
+        raise BevquantError(f"{path}: {_explain(kind, error)}") from error
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return what is written in the recipe at ``path``, unchecked.
+
+    Raises:
+        BevquantError: the file is missing, is not YAML, or is no mapping.
+    """
+    try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
         raise BevquantError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise BevquantError(f"{path}: a recipe is a mapping with the keys {_names(kind)}")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise BevquantError(f"{path}: {_explain(kind, error)}") from error
+        raise BevquantError(f"{path}: a recipe is a mapping of keys to values")
+    return content
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
