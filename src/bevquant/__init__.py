@@ -3,6 +3,7 @@
 from bevquant.errors import BevquantError
 from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
+from bevquant.quant.calibration import load_calibration, save_calibration
 from bevquant.quant.debug import debug
 from bevquant.quant.equalize import equalize
 from bevquant.quant.fold import fold_batchnorm
@@ -33,10 +34,12 @@ __all__ = [
     "equalize",
     "fold_batchnorm",
     "layers",
+    "load_calibration",
     "quantize",
     "reconstruct",
     "refine",
     "restore",
+    "save_calibration",
     "sensitivity",
     "unquantized",
 ]

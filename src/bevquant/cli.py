@@ -106,11 +106,14 @@ def export(
     precision: Annotated[str, typer.Option(help="W8A8, W4A8, W2A8, ..., or float.")] = "W8A8",
     checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
     frames: Annotated[int, typer.Option(min=1, help="Calibration frames.")] = 20,
+    ranges_only: Annotated[
+        bool, typer.Option("--ranges-only", help="No refined factors, no learned weights.")
+    ] = False,
 ) -> None:
     """Quantize the small BEVFusion and write the packed file an engine runs."""
     from bevquant.run import export_artefact
 
-    export_artefact(out, data, version, split, precision, checkpoint, frames)
+    export_artefact(out, data, version, split, precision, checkpoint, frames, ranges_only)
 
 
 @app.command()

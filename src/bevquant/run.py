@@ -27,6 +27,8 @@ from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import quantize
+from bevquant.quant.reconstruct import reconstruct
+from bevquant.quant.refine import refine
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
 from bevquant.recipe import TrainRecipe
 from bevquant.train.loop import train
@@ -158,8 +160,13 @@ def export_artefact(
     precision: str,
     checkpoint: Path | None,
     frames: int,
+    ranges_only: bool,
 ) -> None:
-    """Write the small BEVFusion to ``out``, quantized or, with precision ``float``, as it is."""
+    """Write the small BEVFusion to ``out``, quantized or, with precision ``float``, as it is.
+
+    With ``ranges_only`` stage 1 is all that is done; otherwise factors are searched and
+    weights learned too.
+    """
     bits = None if precision == "float" else Precision.parse(precision)
     dataset = NuScenesDataset(data, version, split, sweeps=preprocess.SMALL.sweeps)
     dataset.check()
@@ -167,6 +174,9 @@ def export_artefact(
     model = load_small(checkpoint)
     if bits is not None:
         quantize_small(model, batches, deployable(bits))
+        if not ranges_only:
+            refine(model, batches)
+            reconstruct(model, batches)
     export(model, model.prepare(batches[0]), preprocess.SMALL, out)
     console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
 
