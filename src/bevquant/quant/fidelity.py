@@ -88,7 +88,7 @@ def _sums(quantized: Tensor, reference: Tensor) -> Tensor:
 
 def _fidelity(count: float, error: float, signal: float, power: float, product: float) -> Fidelity:
     if signal > 0 and power > 0:
-        cosine = product / math.sqrt(signal * power)
+        cosine = min(product / math.sqrt(signal * power), 1.0)  # but for rounding it is
     else:
         cosine = float(signal == power)
     normalised = error / signal if signal else (math.inf if error else 0.0)

@@ -33,7 +33,7 @@ def draw(
         panels: title and signal to noise ratio in dB, [layers][precisions].
         path: file to write.
     """
-    height = _ROW * len(layers) + 1.6
+    height = _ROW * len(layers) + 1.4
     width = 0.075 * max(map(len, layers)) + len(panels) * (0.55 * len(precisions) + 0.5) + 0.6
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -60,7 +60,14 @@ def draw(
             if groups[row] != groups[row - 1]:
                 axes.axhline(row - 0.5, color="white", linewidth=1.5)
     grid[0].set_yticks(range(len(layers)), layers, fontsize=7)
-    bar = figure.colorbar(image, ax=list(grid), location="bottom", shrink=0.6, aspect=40)
+    bar = figure.colorbar(
+        image,
+        ax=list(grid),
+        location="bottom",
+        shrink=0.6,
+        fraction=0.15 / height,
+        pad=0.15 / height,
+    )
     bar.set_label("signal to quantization noise in dB: dark layers are the sensitive ones", size=8)
     bar.ax.tick_params(labelsize=7)
     with atomic_path(path) as temporary:
