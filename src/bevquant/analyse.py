@@ -100,10 +100,11 @@ def _table(rows: Sequence[Sensitivity]) -> Table:
     worst = sorted(by_layer, key=lambda found: found[0].model_output.sqnr)[:MOST]
     names = [str(row.precision) for row in worst[0]]
     title = f"most sensitive at {names[0]}: SQNR of the model's (the layer's) output in dB"
-    table = Table("layer", "weights", title=title)
+    table = Table(title=title)
+    table.add_column("layer", overflow="fold")
     for name in names:
         table.add_column(name, justify="right")
     for found in worst:
         figures = (f"{r.model_output.sqnr:.1f} ({r.layer_output.sqnr:.1f})" for r in found)
-        table.add_row(found[0].layer, f"{found[0].weights:,}", *figures)
+        table.add_row(found[0].layer, *figures)
     return table

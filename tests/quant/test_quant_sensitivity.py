@@ -147,12 +147,12 @@ def test_a_stopped_run_continues_to_the_same_rows(tmp_path: Path) -> None:
     assert len(lines) == len(expected)
 
 
-@pytest.mark.parametrize("changed", ["model", "batches", "task_error"])
+@pytest.mark.parametrize("changed", ["calibrated model", "batches", "task_error"])
 def test_a_changed_set_up_is_refused_by_name(tmp_path: Path, changed: str) -> None:
     log, model = tmp_path / "rows.jsonl", calibrated()
     sensitivity(model, BATCHES, [W8A8], log=log)
     before = log.read_bytes()
-    if changed == "model":
+    if changed == "calibrated model":
         with torch.no_grad():
             model.head.weight[0, 0] += 1e-3
     batches = [BATCHES[0], BATCHES[1] + 1e-3] if changed == "batches" else BATCHES

@@ -19,7 +19,7 @@ def fingerprint(value: Any) -> str:
     """
     digest = hashlib.sha256()
     _feed(digest, value, set())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def model_fingerprint(model: nn.Module) -> str:

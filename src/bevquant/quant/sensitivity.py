@@ -74,13 +74,14 @@ def sensitivity(
         (row.layer, row.precision): row for row in map(from_json, writer.rows if writer else ())
     }
     todo = [(x, p) for x in layers for p in precisions if (x.name, p) not in rows]
-    with evaluating(model), _left_as_it_was(model):
-        trial = _Trial(model, batches if todo else (), forward, outputs, task_error)
-        for layer, precision in track(todo, "sensitivity"):
-            row = _same(rows, layer, precision) or trial.row(layer, precision)
-            rows[layer.name, precision] = row
-            if writer:
-                writer.append(to_json(row))
+    if todo:
+        with evaluating(model), _left_as_it_was(model):
+            trial = _Trial(model, batches, forward, outputs, task_error)
+            for layer, precision in track(todo, "sensitivity"):
+                row = _same(rows, layer, precision) or trial.row(layer, precision)
+                rows[layer.name, precision] = row
+                if writer:
+                    writer.append(to_json(row))
     return [rows[layer.name, precision] for layer in layers for precision in precisions]
 
 
@@ -173,7 +174,7 @@ def _setup(
     model: nn.Module, batches: Sequence[Any], outputs: Outputs, task_error: TaskError | None
 ) -> dict[str, str]:
     return {
-        "model": model_fingerprint(model),
+        "calibrated model": model_fingerprint(model),
         "batches": fingerprint(list(batches)),
         "outputs": outputs.__qualname__,
         "task_error": task_error.__qualname__ if task_error else "none",
