@@ -1,22 +1,36 @@
 """Quantize camera-LiDAR perception networks, and measure what they still see."""
 
 from bevquant.errors import BevquantError
-from bevquant.nn import MatMul
+from bevquant.nn import Einsum, MatMul
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.calibration import load_calibration, save_calibration
+from bevquant.quant.clipping import MSE, Entropy, Percentile
 from bevquant.quant.debug import debug
 from bevquant.quant.equalize import equalize
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.inventory import layers, unquantized
+from bevquant.quant.observers import MinMax, MovingAverage
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply, quantize, restore
 from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.refine import Refinement, refine
 from bevquant.quant.sensitivity import sensitivity
-from bevquant.quant.spec import DEPLOY, THESIS, W2A8, W3A8, W4A8, W8A8, W16A16, Precision
+from bevquant.quant.spec import (
+    DEPLOY,
+    THESIS,
+    W2A8,
+    W3A8,
+    W4A8,
+    W8A8,
+    W16A16,
+    Precision,
+    Scheme,
+    TensorScheme,
+)
 
 __all__ = [
     "DEPLOY",
+    "MSE",
     "THESIS",
     "W2A8",
     "W3A8",
@@ -25,9 +39,16 @@ __all__ = [
     "W16A16",
     "BevquantError",
     "BitPolicy",
+    "Einsum",
+    "Entropy",
     "MatMul",
+    "MinMax",
+    "MovingAverage",
+    "Percentile",
     "Precision",
     "Refinement",
+    "Scheme",
+    "TensorScheme",
     "apply",
     "calibrate",
     "debug",

@@ -89,13 +89,55 @@ def test_torchs_reference_agrees_where_its_reciprocal_is_exact(data: st.DataObje
     assert torch.equal(simulate(x, grid), expected)
 
 
+@settings(deadline=None)
+@given(st.sampled_from((2, 3, 4, 6, 8, 16)), st.booleans(), st.data())
+def test_torchs_reference_per_channel_agrees(
+    bits: int, symmetric: bool, data: st.DataObject
+) -> None:
+    spec = QuantSpec(bits, symmetric, PerChannel(-2))
+    powers = st.integers(-10, 5).map(lambda n: 2.0**n)
+    scale = torch.tensor(data.draw(st.lists(powers, min_size=2, max_size=2)))
+    zeros = st.just(0) if symmetric else st.integers(0, spec.quant_max)
+    zero = torch.tensor([data.draw(zeros) for _ in range(2)]).int()
+    grid = QuantParams(scale[:, None], zero[:, None], spec.quant_min, spec.quant_max)
+    x = torch.stack([data.draw(values(s)).repeat(20)[:20] for s in scale.tolist()])[None]
+    expected = torch.fake_quantize_per_channel_affine(
+        x, scale, zero, 1, spec.quant_min, spec.quant_max
+    )
+    assert torch.equal(simulate(x, grid), expected)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_torchs_integer_tensors_agree(data: st.DataObject) -> None:
+    scale = data.draw(st.integers(-10, 5).map(lambda n: 2.0**n))
+    # Only with zero point 0: torch adds it in float32 before it rounds.
+    grid = QuantParams(torch.tensor(scale), torch.tensor(0).int(), 0, 255)
+    x = data.draw(values(scale))
+    integer = torch.quantize_per_tensor(x, scale, 0, torch.quint8)
+    assert torch.equal(quantize(x, grid), integer.int_repr().int())
+    assert torch.equal(simulate(x, grid), integer.dequantize())
+    both, zeros = torch.tensor([scale, 2 * scale]), torch.zeros(2, dtype=torch.int32)
+    grid = QuantParams(both[:, None], zeros[:, None], 0, 255)
+    x = torch.stack((x, 2 * x))
+    integer = torch.quantize_per_channel(x, both, zeros, 0, torch.quint8)
+    assert torch.equal(quantize(x, grid), integer.int_repr().int())
+
+
 UNSIGNED = {4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}
+SIGNED = {
+    2: TensorProto.INT4,
+    3: TensorProto.INT4,
+    4: TensorProto.INT4,
+    6: TensorProto.INT8,
+    8: TensorProto.INT8,
+    16: TensorProto.INT16,
+}
 
 
 @cache
-def onnx_reference(bits: int) -> ReferenceEvaluator:
-    """QuantizeLinear and DequantizeLinear per channel, in the type that the bits fill."""
-    kind = UNSIGNED[bits]
+def onnx_reference(kind: int) -> ReferenceEvaluator:
+    """QuantizeLinear and DequantizeLinear per channel, in an integer type."""
     graph = helper.make_graph(
         [
             helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=1),
@@ -127,9 +169,30 @@ def test_onnx_reference_operators_agree(bits: int, data: st.DataObject) -> None:
     x = torch.stack([data.draw(values(s)).repeat(20)[:20] for s in scale.tolist()])[None]
     dtype = helper.tensor_dtype_to_np_dtype(UNSIGNED[bits])
     feed = {"x": x.numpy(), "s": scale.numpy(), "z": zero.numpy().astype(dtype)}
-    codes, restored = onnx_reference(bits).run(None, feed)
+    codes, restored = onnx_reference(UNSIGNED[bits]).run(None, feed)
     assert quantize(x, grid).tolist() == codes.astype(int).tolist()
     assert torch.equal(simulate(x, grid), torch.from_numpy(restored))
+
+
+@settings(deadline=None)
+@given(st.sampled_from((2, 3, 4, 6, 8, 16)), st.data())
+def test_onnx_reference_operators_agree_on_weights(bits: int, data: st.DataObject) -> None:
+    """Signed types hold more than our codes, which are symmetric: what is beyond is clipped."""
+    spec = QuantSpec(bits, True, PerChannel(-2))
+    scales = st.floats(2.0**-15, 2.0**10, width=32)
+    scale = torch.tensor(data.draw(st.lists(scales, min_size=2, max_size=2)))
+    zero = torch.zeros(2, 1, dtype=torch.int32)
+    grid = QuantParams(scale[:, None], zero, spec.quant_min, spec.quant_max)
+    x = torch.stack([data.draw(values(s)).repeat(20)[:20] for s in scale.tolist()])[None]
+    dtype = helper.tensor_dtype_to_np_dtype(SIGNED[bits])
+    feed = {"x": x.numpy(), "s": scale.numpy(), "z": zero.flatten().numpy().astype(dtype)}
+    codes, _ = onnx_reference(SIGNED[bits]).run(None, feed)
+    ours = quantize(x, grid)
+    assert ours.tolist() == codes.astype(int).clip(spec.quant_min, spec.quant_max).tolist()
+    feed["x"] = dequantize(ours, grid).numpy()
+    again, restored = onnx_reference(SIGNED[bits]).run(None, feed)
+    assert torch.equal(simulate(x, grid), torch.from_numpy(restored))
+    assert ours.tolist() == again.astype(int).tolist()
 
 
 @settings(deadline=None)
@@ -200,3 +263,36 @@ def test_gradients_pass_straight_through_inside_the_range() -> None:
     assert x.grad is not None
     assert x.grad.tolist() == [0, 2, 3, 4, 0]
     assert torch.equal(y.detach(), simulate(x.detach(), grid))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_gradients_are_those_of_the_formula(data: st.DataObject) -> None:
+    grid = data.draw(params(st.integers(-10, 5).map(lambda n: 2.0**n)))
+    x = data.draw(values(grid.scale.item())).requires_grad_()
+    weights = torch.arange(1.0, len(x) + 1)
+    simulate(x, grid).backward(weights)
+    scale = Fraction(grid.scale.item())
+    first, last = (code - int(grid.zero_point) for code in (grid.quant_min, grid.quant_max))
+    half = Fraction(1, 2)
+    inside = [(first - half) * scale <= Fraction(v) <= (last + half) * scale for v in x.tolist()]
+    assert x.grad is not None
+    assert x.grad.tolist() == [w * i for w, i in zip(weights.tolist(), inside, strict=True)]
+
+    ties = [(Fraction(v) / scale).denominator == 2 for v in x.tolist()]
+    y = x.detach().clone().requires_grad_()
+    zero = int(grid.zero_point)
+    torch.fake_quantize_per_tensor_affine(
+        y, grid.scale.item(), zero, grid.quant_min, grid.quant_max
+    ).backward(weights)
+    assert y.grad is not None
+    for ours, theirs, tie in zip(x.grad.tolist(), y.grad.tolist(), ties, strict=True):
+        assert tie or ours == theirs
+
+
+def test_gradients_pass_by_channel() -> None:
+    grid = QuantParams(torch.tensor([[1.0], [10.0]]), torch.zeros(2, 1, dtype=torch.int32), -7, 7)
+    x = torch.tensor([[7.4, 7.6], [74.0, 76.0]], requires_grad=True)
+    simulate(x, grid).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[1, 0], [1, 0]]

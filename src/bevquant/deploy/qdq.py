@@ -84,10 +84,10 @@ class _IntegerLayer(nn.Module):
         self.axis = layer.weight_axis
         self.input = _input_grids(layer)[0]
         grid, codes = layer.weight_params, layer.weight_codes
-        if grid.scale.ndim == 0 or grid.zero_point.any():
+        if grid.scale.numel() != codes.shape[self.axis] or grid.zero_point.any():
             raise BevquantError(
-                f"{layer.name}: weights with zero points or one scale per tensor are not "
-                "exported; quantize with the scheme DEPLOY"
+                f"{layer.name}: weights with zero points, or with a scale for the whole tensor or "
+                "for groups of inputs, are not exported; quantize with the scheme DEPLOY"
             )
         bits = next(n for n in STORED_BITS if grid.quant_max < 2 ** (n - 1))
         self.weight_name = f"{WEIGHT_NAME}{bits}"

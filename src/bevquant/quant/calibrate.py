@@ -10,12 +10,16 @@ from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.quant.inventory import macs_by_name, set_macs
 from bevquant.quant.layers import QuantModule, floating, quant_modules
-from bevquant.quant.observers import MinMax
+from bevquant.quant.observers import MIN_MAX, Observer, min_max
 from bevquant.quant.running import Forward, call, counting_macs, evaluating
-from bevquant.quant.spec import ACTIVATION_BITS
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call) -> None:
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward = call,
+    observer: Observer = MIN_MAX,
+) -> None:
     """Observe the range of every input of every quantizable layer.
 
     As in the thesis the ranges are those of the float network, over all batches. The
@@ -32,6 +36,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call)
         model: quantized.
         batches: of any type that ``forward`` takes.
         forward: runs the model on one batch; ``model(batch)`` by default.
+        observer: how a range is found from what is seen: ``MinMax()``, ``MovingAverage()``,
+            ``Percentile(99.99)``, ``MSE()`` or ``Entropy()``.
 
     Raises:
         BevquantError: ``model`` is not quantized, there is no batch, no layer was reached,
@@ -40,16 +46,22 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call)
     layers = quant_modules(model)
     if not layers:
         raise BevquantError("calibrate: the model has no quantized layer; call quantize first")
-    observers = {layer: tuple(MinMax(q.granularity) for q in layer.inputs) for layer in layers}
+    statistics = {
+        layer: tuple(observer.watch(q.scheme, q.channel_axis) for q in layer.inputs)
+        for layer in layers
+    }
     count = 0
 
     def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, QuantModule)
         inputs: list[Tensor] = [*args, *kwargs.values()][: len(layer.inputs)]
-        for observer, x in zip(observers[layer], inputs, strict=True):
-            observer.update(x)
-            if observer.range is not None and not observer.range.finite:
+        for statistic, quantizer, x in zip(statistics[layer], layer.inputs, inputs, strict=True):
+            if x.numel() == 0:  # says nothing
+                continue
+            values = min_max(x.detach(), quantizer.granularity).to("cpu")
+            if not values.finite:
                 raise BevquantError(f"{layer.name}: NaN or infinity in its input, batch {count}")
+            statistic.update(x.detach(), values)
 
     hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers]
     try:
@@ -65,10 +77,10 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Forward = call)
             hook.remove()
     if count == 0:
         raise BevquantError("calibrate: there is no batch to calibrate on")
-    if all(observer.range is None for group in observers.values() for observer in group):
+    found = {layer: [s.ranges() for s in group] for layer, group in statistics.items()}
+    if not any(ranges for group in found.values() for ranges in group):
         raise BevquantError("calibrate: no quantized layer was called; does forward run the model?")
-    for layer, group in observers.items():
+    for layer, group in found.items():
         layer.forget()
-        for quantizer, observer in zip(layer.inputs, group, strict=True):
-            values = observer.range
-            quantizer.ranges = dict.fromkeys(ACTIVATION_BITS, values) if values else {}
+        for quantizer, ranges in zip(layer.inputs, group, strict=True):
+            quantizer.ranges = ranges

@@ -24,6 +24,13 @@ class Kind:
     weight_axis: int | None
     channel_axis: int | None
 
+    @property
+    def input_axis(self) -> int:
+        """Input channels in ``weight``: the last of the other axes if channels come last."""
+        if self.channel_axis == -1:
+            return -2 if self.weight_axis == -1 else -1
+        return 0 if self.weight_axis else 1
+
 
 _KINDS: dict[type[nn.Module], Kind] = {
     nn.Conv1d: Kind("conv1d", 0, -2),

@@ -14,7 +14,7 @@ from bevquant.quant.affine import QuantParams
 from bevquant.quant.kinds import Kind, weight_of
 from bevquant.quant.observers import min_max, pair_sums
 from bevquant.quant.quantizers import ActivationQuantizer
-from bevquant.quant.spec import Precision, Scheme
+from bevquant.quant.spec import PerGroup, Precision, Scheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ class QuantLayer(QuantModule):
 
     @property
     def weight_params(self) -> QuantParams:
-        """Grid of the weight at the present precision; scale [] or [C, 1, ...].
+        """Grid of the weight at the present precision; scale [], [C, 1, ...] or, by groups, [C, I].
 
         Raises:
             BevquantError: the layer is float or not calibrated, or its weight is not finite.
@@ -211,13 +211,16 @@ class QuantLayer(QuantModule):
             BevquantError: the weight is not finite.
         """
         weight = weight_of(self.wrapped).detach()
-        spec = self.scheme.weights.spec(bits, self.weight_axis - weight.ndim)
+        axes = self.weight_axis % weight.ndim, self.kind.input_axis % weight.ndim
+        spec = self.scheme.weights.spec(bits, *(axis - weight.ndim for axis in axes))
         values = min_max(weight, spec.granularity)
         if not values.finite:
             raise BevquantError(f"{self.name}: its weight holds NaN or infinity")
         factor = alpha.to(weight.device) if isinstance(alpha, Tensor) else alpha
         values = values.scaled(factor)
-        if spec.symmetric and bits == 8:  # which no factor may shrink: kernels would saturate
+        grouped = isinstance(spec.granularity, PerGroup)  # which no engine runs
+        if spec.symmetric and bits == 8 and not grouped:
+            # No factor may shrink these: kernels would saturate.
             sums = pair_sums(weight, self.weight_axis, self.kind.channel_axis == -1)
             values = values.union(min_max(sums, spec.granularity))
         return affine.params_from_range(values, spec)

@@ -26,7 +26,22 @@ class PerChannel:
     axis: int
 
 
-Granularity = PerTensor | PerChannel
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale and zero point for each run of inputs of each output channel of a weight.
+
+    Attributes:
+        size: inputs that share a scale; the last run of a channel may be shorter.
+        axis: output channels, counted from the end.
+        input_axis: input channels, counted from the end.
+    """
+
+    size: int
+    axis: int
+    input_axis: int
+
+
+Granularity = PerTensor | PerChannel | PerGroup
 
 
 @dataclass(frozen=True)
@@ -109,32 +124,56 @@ class TensorScheme:
     Attributes:
         symmetric: see :class:`QuantSpec`.
         per_channel: one scale for each channel, or one for the tensor.
+        group_size: of a weight per channel: input channels that share one scale; ``None``
+            for all of them.
+
+    Raises:
+        BevquantError: groups of a tensor that is not quantized per channel, or of no inputs.
     """
 
     symmetric: bool
     per_channel: bool
+    group_size: int | None = None
 
-    def spec(self, bits: int, channel_axis: int | None) -> QuantSpec:
-        """Return the spec of a tensor whose channels lie along ``channel_axis``.
+    def __post_init__(self) -> None:
+        if self.group_size is not None and not (self.per_channel and self.group_size > 0):
+            raise BevquantError(
+                f"scheme: group_size {self.group_size} needs per_channel=True and at least 1 input"
+            )
 
-        ``None`` means that the tensor has no channels of fixed number: it is quantized
-        per tensor.
+    def spec(self, bits: int, channel_axis: int | None, input_axis: int | None = None) -> QuantSpec:
+        """Return the spec of a tensor; see :meth:`granularity`."""
+        return QuantSpec(bits, self.symmetric, self.granularity(channel_axis, input_axis))
+
+    def granularity(self, channel_axis: int | None, input_axis: int | None = None) -> Granularity:
+        """Return what shares one scale.
+
+        Args:
+            channel_axis: of the channels (of a weight: the output channels), counted from the
+                end; ``None`` if their number is not fixed: the tensor is quantized whole.
+            input_axis: of a weight's input channels, counted from the end.
         """
-        return QuantSpec(bits, self.symmetric, self.granularity(channel_axis))
-
-    def granularity(self, channel_axis: int | None) -> Granularity:
-        """Return what shares one scale in a tensor with channels along ``channel_axis``."""
-        if self.per_channel and channel_axis is not None:
-            return PerChannel(channel_axis)
-        return PerTensor()
+        if not self.per_channel or channel_axis is None:
+            return PerTensor()
+        if self.group_size is not None and input_axis is not None:
+            return PerGroup(self.group_size, channel_axis, input_axis)
+        return PerChannel(channel_axis)
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the weights and the input activations of every layer are quantized."""
+    """How the weights and the input activations of every layer are quantized.
+
+    Raises:
+        BevquantError: groups of activations.
+    """
 
     weights: TensorScheme
     activations: TensorScheme
+
+    def __post_init__(self) -> None:
+        if self.activations.group_size is not None:
+            raise BevquantError("scheme: group_size is for weights, not for activations")
 
 
 THESIS = Scheme(
