@@ -11,7 +11,7 @@ from bevquant.quant import affine
 from bevquant.quant.affine import Range
 from bevquant.quant.kinds import kind_of, weight_of
 from bevquant.quant.layers import QuantLayer
-from bevquant.quant.observers import MinMax
+from bevquant.quant.observers import min_max
 from bevquant.quant.running import Forward, evaluating
 from bevquant.quant.scaling import like, scale_inputs
 from bevquant.quant.spec import PerChannel, PerTensor, Precision, Scheme
@@ -21,14 +21,17 @@ def channel_ranges(
     model: nn.Module, layers: Iterable[nn.Module], batches: Sequence[Any], forward: Forward
 ) -> dict[nn.Module, Range]:
     """Return the range of each input channel, [C, 1, ...], of those layers that are called."""
-    observers = {layer: MinMax(PerChannel(_channel_axis(layer))) for layer in layers}
+    ranges: dict[nn.Module, Range] = {}
 
     def observe(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        observers[layer].update(_split(args, kwargs)[0])
+        x = _split(args, kwargs)[0].detach()
+        if x.numel():
+            new = min_max(x, PerChannel(_channel_axis(layer))).to("cpu")
+            ranges[layer] = ranges[layer].union(new) if layer in ranges else new
 
     hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers]
     _run(model, batches, forward, hooks, "equalize: ranges")
-    return {layer: seen.range for layer, seen in observers.items() if seen.range is not None}
+    return ranges
 
 
 def output_errors(
