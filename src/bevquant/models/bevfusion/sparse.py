@@ -129,8 +129,9 @@ class SparseConv3d(nn.Module):
 
 def _gather(features: Tensor, table: Tensor) -> Tensor:
     """Return the features of each row's neighbours side by side, 0 where there is none."""
+    # Not len(table): an export would take it for a constant.
     padded = F.pad(features, (0, 0, 0, 1))
-    return padded.index_select(0, table.flatten()).view(len(table), -1)
+    return padded.index_select(0, table.flatten()).view(table.shape[0], -1)
 
 
 class _PairConvolution(torch.autograd.Function):
