@@ -69,18 +69,31 @@ def run(
 
 @app.command("eval")
 def evaluate_file(
-    file: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors) or deployed .onnx.")],
+    file: Annotated[
+        Path, typer.Argument(help="Deployed .onnx, or a checkpoint: .safetensors, .pth.")
+    ],
     data: Data,
     version: Version = "v1.0-world",
     split: Split = "world_val",
     limit: Limit = None,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
+    model: Annotated[
+        str, typer.Option(help="What the checkpoint is of: bevfusion or bevfusion_small.")
+    ] = "bevfusion_small",
+    old_boxes: Annotated[
+        bool | None,
+        typer.Option(
+            "--old-boxes/--new-boxes",
+            help="Box convention of a .pth, before or since mmdetection3d 1.0 [default: by its "
+            "parameter names].",
+        ),
+    ] = None,
 ) -> None:
-    """Measure NDS and mAP of the very file that ships."""
+    """Measure NDS and mAP of the very file that ships, or of a float checkpoint."""
     from bevquant.run import evaluate_artefact
 
-    evaluate_artefact(file, data, version, split, limit, threads, json)
+    evaluate_artefact(file, data, version, split, limit, threads, json, model, old_boxes)
 
 
 @app.command("layers")

@@ -22,6 +22,7 @@ from bevquant.files import read_json, write_json
 from bevquant.metrics.detection import DetectionMetrics
 from bevquant.models.bevfusion import SMALL, BEVFusion
 from bevquant.models.weights import load_weights
+from bevquant.models.zoo import network
 from bevquant.progress import console
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
@@ -59,10 +60,12 @@ def run_training(recipe: TrainRecipe, out: Path, jobs: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)  # parts of a batch run side by side, one core each
     torch.manual_seed(recipe.train.seed)
+    train_set = _world_split(out / "world", "world_train")
+    train_set.check_points(preprocess.SMALL)
     train(
         BEVFusion(SMALL),
         preprocess.SMALL,
-        train_set=_world_split(out / "world", "world_train"),
+        train_set=train_set,
         val_set=_world_split(out / "world", "world_val"),
         settings=recipe.train,
         run_folder=out,
@@ -135,16 +138,25 @@ def evaluate_artefact(
     limit: int | None,
     threads: int,
     json: Path | None,
+    model: str = "bevfusion_small",
+    old_boxes: bool | None = None,
 ) -> DetectionMetrics:
-    """Measure a checkpoint or a deployed file, print the metrics, write them to ``json``."""
+    """Measure a checkpoint or a deployed file, print the metrics, write them to ``json``.
+
+    ``model`` and ``old_boxes`` say what a checkpoint is of (see
+    :func:`~bevquant.models.zoo.network`); a deployed file knows that itself.
+    """
     torch.set_num_threads(threads)
     predict: Predictor
     if file.suffix == ".onnx":
         deployed = load(file, threads=threads)
         predict, settings = deployed, deployed.preprocess
     else:
-        predict, settings = float_predictor(load_small(file)), preprocess.SMALL
+        net = network(model)
+        predict, settings = float_predictor(net.load(file, old_boxes)), net.preprocess
     dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=limit)
+    dataset.check()
+    dataset.check_points(settings)
     metrics = evaluate(predict, dataset, settings, description=f"evaluate {file.name}")
     console.print(_metrics_table(f"{file.name} on {split} of {data}", metrics))
     if json is not None:
@@ -170,6 +182,7 @@ def export_artefact(
     bits = None if precision == "float" else Precision.parse(precision)
     dataset = NuScenesDataset(data, version, split, sweeps=preprocess.SMALL.sweeps)
     dataset.check()
+    dataset.check_points(preprocess.SMALL)
     batches = calibration_batches(dataset, frames)
     model = load_small(checkpoint)
     if bits is not None:

@@ -45,3 +45,21 @@ def test_compensate_turns_shifts_and_dates_points_but_leaves_out_the_car():
     np.testing.assert_allclose(moved, expected)
     assert moved.dtype == np.float32
     np.testing.assert_array_equal(points, before)
+
+
+def test_a_cut_between_points_shows_where_the_beams_take_turns(tmp_path: Path):
+    points = np.ones((4 * 32, 5), np.float32)
+    points[:, 4] = np.tile(np.arange(32), 4)
+    path = tmp_path / "sweep.pcd.bin"
+    points.tofile(path)
+    assert len(read_points(path)) == 4 * 32
+    points[: 3 * 32 + 7].tofile(path)
+    with pytest.raises(BevquantError, match=f"{path}: truncated, its last firing has 7 points"):
+        read_points(path)
+
+
+def test_beams_in_another_order_may_end_anywhere(tmp_path: Path):
+    points = np.ones((70, 5), np.float32)
+    points[:, 4] = np.repeat(np.arange(7), 10)
+    points[:67].tofile(tmp_path / "sweep.pcd.bin")
+    assert len(read_points(tmp_path / "sweep.pcd.bin")) == 67

@@ -1,7 +1,11 @@
 """Weights files: exact, strict, and the conversions of public checkpoints."""
 
+from collections import OrderedDict
+from datetime import datetime
 from pathlib import Path
+from pickle import UnpicklingError
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -60,6 +64,35 @@ def test_damaged_files(content: bytes, tmp_path: Path, model: BEVFusion) -> None
         import_checkpoint(model, path)
     with pytest.raises(BevquantError, match="no such"):
         load_weights(model, tmp_path / "absent")
+
+
+class HistoryBuffer:
+    """Stands for mmengine's class, which is not installed where the file is read."""
+
+    def __init__(self) -> None:
+        self.values = np.arange(3.0)
+
+    def __setstate__(self, state: object) -> None:
+        raise AssertionError("code of the checkpoint was run")
+
+
+def test_checkpoint_with_the_logs_of_its_training(model: BEVFusion, tmp_path: Path) -> None:
+    logs = {"loss": HistoryBuffer(), "step": np.float64(3), "time": datetime.now()}
+    content = {"state_dict": OrderedDict(model.state_dict()), "message_hub": logs, "meta": {}}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UnpicklingError, match="Unsupported global"):
+        torch.load(tmp_path / "x.pth", weights_only=True)
+    copy = other(model)
+    import_checkpoint(copy, tmp_path / "x.pth")
+    assert same(model, copy)
+
+
+def test_checkpoint_in_the_format_before_torch_1_6(model: BEVFusion, tmp_path: Path) -> None:
+    content = {"state_dict": model.state_dict()}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    copy = other(model)
+    import_checkpoint(copy, tmp_path / "x.pth")
+    assert same(model, copy)
 
 
 def test_checkpoint_with_first_layout(model: BEVFusion, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Batches depend on the settings and the step alone."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from train_toys import PREPROCESS, ToyFrames
 
+from bevquant.data.frame import Frame
 from bevquant.errors import BevquantError
 from bevquant.train.batches import TrainBatches, with_seen_boxes
 from bevquant.train.settings import TrainSettings
@@ -55,6 +57,19 @@ def test_objects_without_points_are_left_out() -> None:
 def test_fewer_frames_than_a_batch_are_refused() -> None:
     with pytest.raises(BevquantError, match=r"train\.batch_size: 4 is more than the 3"):
         TrainBatches(ToyFrames(3), PREPROCESS, SETTINGS)
+
+
+class BrokenFrames(ToyFrames):
+    def frame(self, index: int) -> Frame:
+        raise BevquantError(f"frame{index}.jpg: not a readable image; restore it")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_is_one_line_from_a_worker_too(workers: int) -> None:
+    settings = SETTINGS.model_copy(update={"workers": workers})
+    with pytest.raises(BevquantError) as caught:
+        next(TrainBatches(BrokenFrames(8), PREPROCESS, settings).loader(0))
+    assert re.fullmatch(r"frame\d\.jpg: not a readable image; restore it", str(caught.value))
 
 
 def test_parts_must_be_equal() -> None:

@@ -72,7 +72,10 @@ def collate(frames: Sequence[Frame], preprocess: Preprocess) -> Batch:
     boxes = tuple(frame.boxes for frame in frames if frame.boxes is not None)
     return Batch(
         images=_normalised(frames, preprocess),
-        points=tuple(_points(frame, preprocess) for frame in frames),
+        points=tuple(
+            torch.from_numpy(points_in_range(frame.points, preprocess, frame.token))
+            for frame in frames
+        ),
         lidar2image=_float(intrinsics @ lidar2camera),
         intrinsics=_float(intrinsics),
         camera2lidar=_float(rigid_inverse(lidar2camera)),
@@ -83,6 +86,23 @@ def collate(frames: Sequence[Frame], preprocess: Preprocess) -> Batch:
         tokens=tuple(frame.token for frame in frames),
         boxes=boxes if len(boxes) == len(frames) else None,
     )
+
+
+def points_in_range(points: Array, preprocess: Preprocess, token: str) -> Array:
+    """Return the points [P, 5] of sample ``token`` inside the detection range.
+
+    Raises:
+        BevquantError: there are none.
+    """
+    low, high = np.array(preprocess.point_range, dtype=np.float32).reshape(2, 3)
+    x, y, z = ((points[:, :3] > low) & (points[:, :3] < high)).T
+    inside: Array = points[x & y & z]  # twice as fast as all(axis=1)
+    if not len(inside):
+        raise BevquantError(
+            f"sample {token}: none of its {len(points)} LiDAR points lies in the "
+            f"detection range {preprocess.point_range}; check the LiDAR file and point_range"
+        )
+    return inside
 
 
 def _normalised(frames: Sequence[Frame], preprocess: Preprocess) -> Tensor:
@@ -128,19 +148,6 @@ def _resized(image: Array, preprocess: Preprocess) -> tuple[int, int]:
     """Return width and height after the resize, truncated as in the reference."""
     height, width = image.shape[:2]
     return int(width * preprocess.image_resize), int(height * preprocess.image_resize)
-
-
-def _points(frame: Frame, preprocess: Preprocess) -> Tensor:
-    low, high = np.array(preprocess.point_range, dtype=np.float32).reshape(2, 3)
-    xyz = frame.points[:, :3]
-    x, y, z = ((xyz > low) & (xyz < high)).T
-    points = frame.points[x & y & z]  # twice as fast as all(axis=1)
-    if not len(points):
-        raise BevquantError(
-            f"sample {frame.token}: none of its {len(frame.points)} LiDAR points lies in the "
-            f"detection range {preprocess.point_range}; check the LiDAR file and point_range"
-        )
-    return torch.from_numpy(points)
 
 
 def _float(values: Array) -> Tensor:

@@ -19,6 +19,8 @@ def read_points(path: Path) -> Array:
 
     Raises:
         BevquantError: the file is missing, truncated, empty, or holds NaN or infinity.
+            A file cut between two points is known as truncated if it was written beam by
+            beam, as nuScenes writes them; if not, nothing in it tells.
     """
     try:
         values = np.fromfile(path, dtype=np.float32)
@@ -32,6 +34,7 @@ def read_points(path: Path) -> Array:
         raise BevquantError(
             f"{path}: {bad} of {len(points)} points hold NaN or infinity; restore the file"
         )
+    _check_firings(path, points[:, 4])
     return points
 
 
@@ -45,6 +48,16 @@ def check_size(path: Path, size: int) -> None:
         raise BevquantError(
             f"{path}: truncated, {size} bytes are no whole number of points "
             f"({POINT_BYTES} bytes each); restore the file"
+        )
+
+
+def _check_firings(path: Path, rings: Array) -> None:
+    """Refuse beams in turn, 0, 1, ..., 31, 0, 1, ..., that end in the middle of a turn."""
+    beams = int(rings.max()) + 1
+    if len(rings) % beams and (rings == np.arange(len(rings)) % beams).all():
+        raise BevquantError(
+            f"{path}: truncated, its last firing has {len(rings) % beams} points of {beams} "
+            "beams; restore the file"
         )
 
 

@@ -3,17 +3,16 @@
 Nothing is ever loaded with silent gaps: names and shapes must match exactly.
 """
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.files import atomic_path
+from bevquant.models.pickled import read_state
 
 LISTED = 5
 """Names that an error spells out of a longer list."""
@@ -70,14 +69,14 @@ def import_checkpoint(module: nn.Module, path: Path, old_boxes: bool | None = No
 
     Args:
         module: a full :class:`~bevquant.models.bevfusion.BEVFusion`.
-        path: a file that ``torch.load(..., weights_only=True)`` reads.
+        path: a file of ``torch.save``; what it holds beside the weights is ignored.
         old_boxes: whether the file has the old convention; ``None`` takes the old name of
             the view transform as the sign of it.
 
     Raises:
         BevquantError: the file is missing, damaged, or of another model.
     """
-    state = _read_checkpoint(path)
+    state = read_state(path)
     if old_boxes is None:
         old_boxes = any(name.startswith(OLD_PREFIX) for name in state)
     state = {
@@ -105,20 +104,6 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> 
     if differences:
         raise BevquantError(f"{source}: the weights of another model: {'; '.join(differences)}")
     module.load_state_dict(state, strict=True)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise BevquantError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BevquantError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise BevquantError(f"{path}: holds no 'state_dict' of tensors")
-    return dict(state)
 
 
 def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -77,7 +77,12 @@ class TrainBatches(Dataset[tuple[Batch, ...]]):
             num_workers=self.settings.workers,
             multiprocessing_context="fork" if self.settings.workers else None,
         )
-        return iter(loader)
+        try:
+            yield from loader
+        except BevquantError as error:
+            # A worker process wraps the message into its traceback.
+            message = str(error).strip().rpartition(f"{BevquantError.__name__}: ")[2]
+            raise BevquantError(message) from error
 
 
 def with_seen_boxes(frame: Frame) -> Frame:
