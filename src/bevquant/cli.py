@@ -111,6 +111,20 @@ def list_layers_of(
 
 
 @app.command()
+def look(
+    data: Data,
+    version: Version = "v1.0-world",
+    split: Split = "world_val",
+    frame: Annotated[int, typer.Option(min=0, help="Position in the split.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("frame.png"),
+) -> None:
+    """Draw a frame: LiDAR points and annotated boxes on the six images and from above."""
+    from bevquant.run import look_at_frame
+
+    look_at_frame(data, version, split, frame, out)
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
     data: Data,

@@ -19,6 +19,7 @@ from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
 from bevquant.evaluate import Predictor, evaluate, float_predictor
 from bevquant.files import read_json, write_json
+from bevquant.memory import keep_freed_memory
 from bevquant.metrics.detection import DetectionMetrics
 from bevquant.models.bevfusion import SMALL, BEVFusion
 from bevquant.models.weights import load_weights
@@ -32,8 +33,8 @@ from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.refine import refine
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
 from bevquant.recipe import TrainRecipe
+from bevquant.report.look import draw_frame
 from bevquant.train.loop import train
-from bevquant.train.memory import keep_freed_memory
 
 SHIPPED = Path(__file__).parent / "models" / "checkpoints" / "bevfusion_small_world.safetensors"
 """The trained small BEVFusion that comes with the package; its card lies beside it."""
@@ -152,6 +153,7 @@ def evaluate_artefact(
         deployed = load(file, threads=threads)
         predict, settings = deployed, deployed.preprocess
     else:
+        keep_freed_memory()
         net = network(model)
         predict, settings = float_predictor(net.load(file, old_boxes)), net.preprocess
     dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=limit)
@@ -162,6 +164,19 @@ def evaluate_artefact(
     if json is not None:
         write_json(json, metrics.to_json())
     return metrics
+
+
+def look_at_frame(data: Path, version: str, split: str, index: int, out: Path) -> None:
+    """Draw one frame as the sensors and the annotators gave it.
+
+    Raises:
+        BevquantError: the split has no such frame, or one of its files is broken.
+    """
+    dataset = NuScenesDataset(data, version, split, sweeps=0)
+    if index >= len(dataset):
+        raise BevquantError(f"frame {index}: split {split!r} ends at frame {len(dataset) - 1}")
+    draw_frame(dataset.frame(index), out)
+    console.print(f"{out}: frame {index} of {split}, sample {dataset.tokens[index]}")
 
 
 def export_artefact(

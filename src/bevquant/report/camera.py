@@ -37,19 +37,39 @@ def draw_camera(camera: CameraView, change: Comparison) -> Markup:
     )
 
 
-def _box(camera: CameraView, box: Array, kind: str, label: str) -> str:
-    """Return the edges of one box, or nothing where it is out of view."""
+def edges(box: Array, lidar2image: Array) -> Array:
+    """Return the edges of a box as far as they lie before a camera, in pixels [e, 2, 2].
+
+    Args:
+        box: x, y, z of the centre, length, width, height, yaw, ... in the LiDAR frame.
+        lidar2image: [4, 4], LiDAR frame -> homogeneous pixels.
+    """
     levels = np.repeat(box[2] + np.array([-0.5, 0.5]) * box[5], 4)
     solid = np.column_stack([np.tile(corners(box), (2, 1)), levels, np.ones(8)])
-    homogeneous = solid @ camera.lidar2image.T
-    lines = [line for a, b in _EDGES if (line := _cut(homogeneous[a], homogeneous[b])) is not None]
-    if not lines or not _in_view(np.concatenate(lines), camera.size):
+    homogeneous = solid @ lidar2image.T
+    cut = (_cut(homogeneous[a], homogeneous[b]) for a, b in _EDGES)
+    lines = [line for line in cut if line is not None]
+    return np.stack(lines) if lines else np.empty((0, 2, 2))
+
+
+def in_view(pixels: Array, size: tuple[int, int]) -> bool:
+    """Tell whether the rectangle around ``pixels`` [n, 2] overlaps an image of ``size``."""
+    if not len(pixels):
+        return False
+    low, high = pixels.min(axis=0), pixels.max(axis=0)
+    return bool((high > 0).all() and (low < size).all())
+
+
+def _box(camera: CameraView, box: Array, kind: str, label: str) -> str:
+    """Return the edges of one box, or nothing where it is out of view."""
+    lines = edges(box, camera.lidar2image)
+    if not in_view(lines.reshape(-1, 2), camera.size):
         return ""
     path = "".join(f"M{a[0]:.0f} {a[1]:.0f}L{b[0]:.0f} {b[1]:.0f}" for a, b in lines)
     if not label:
         return f'<path class="{kind}" d="{path}"/>'
     width, height = camera.size
-    corner = np.concatenate(lines).min(axis=0)
+    corner = lines.reshape(-1, 2).min(axis=0)
     x, y = np.clip(corner, (2, height / 12), (width * 0.92, height - 2))
     return (
         f'<path class="{kind}" d="{path}"/><text class="{kind}" x="{x:.0f}" y="{y:.0f}">'
@@ -66,9 +86,3 @@ def _cut(a: Array, b: Array) -> Array | None:
         a, b = (middle, b) if a[2] < _NEAR else (a, middle)
     ends: Array = np.stack([a[:2] / a[2], b[:2] / b[2]])
     return ends
-
-
-def _in_view(pixels: Array, size: tuple[int, int]) -> bool:
-    """Tell whether the rectangle around ``pixels`` overlaps the image."""
-    low, high = pixels.min(axis=0), pixels.max(axis=0)
-    return bool((high > 0).all() and (low < size).all())

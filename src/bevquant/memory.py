@@ -10,8 +10,9 @@ M_MMAP_MAX = -4
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks instead of returning them to the kernel.
 
-    A training step takes and frees gigabytes; getting each page anew from the kernel costs
-    a tenth of the step. Nothing happens on other platforms.
+    A forward pass of the public network, or a training step of the small one, takes and
+    frees gigabytes; getting each page anew from the kernel costs a tenth of the time or
+    more. The setting is that of the whole process. Nothing happens on other platforms.
     """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
