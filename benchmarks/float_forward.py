@@ -32,7 +32,7 @@ from bevquant.provenance import cpu_name
 
 FIXTURE = Path(__file__).parents[1] / "tests/models/data/parity_public.npz"
 ROUNDS = 3
-POOL_ROUNDS = 7
+POOL_ROUNDS = 5
 REFERENCE_SECONDS = 11.75
 REFERENCE_GIB = 3.0
 GIB = 1024**3
