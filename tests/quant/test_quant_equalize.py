@@ -259,6 +259,8 @@ def test_misuse_is_refused() -> None:
     )
     with pytest.raises(BevquantError, match="no batch"):
         equalize(model, [])
+    with pytest.raises(BevquantError, match="from 0 to 1"):
+        equalize(model, [x], strengths=[1.5])
     with pytest.raises(BevquantError, match="per output channel"):
         equalize(model, [x], scheme=Scheme(TensorScheme(True, False), DEPLOY.activations))
     equalize(uneven(model, "0"), [x])

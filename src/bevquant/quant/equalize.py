@@ -90,8 +90,9 @@ def equalize(
         What was equalized, and what was left with the reason.
 
     Raises:
-        BevquantError: the model is quantized, there is no batch, the scheme has one scale
-            for a whole weight, or the model reads a channel in a way that was not seen
+        BevquantError: the model is quantized or equalized already, there is no batch, a
+            strength or the limit is out of range, the scheme has one scale for a whole
+            weight, or the model reads a channel in a way that was not seen
             (its weights elsewhere, say).
     """
     if quant_modules(model):
@@ -100,6 +101,8 @@ def equalize(
         raise BevquantError("equalize: the model is equalized already; use restore")
     if not batches:
         raise BevquantError("equalize: there is no batch to measure on")
+    if limit < 1 or not all(0 <= strength <= 1 for strength in strengths):
+        raise BevquantError("equalize: strengths lie from 0 to 1, and limit is at least 1")
     if not scheme.weights.per_channel:
         raise BevquantError("equalize: needs a scheme with a weight scale per output channel")
     flow, names = _watch(model, batches[0], forward)
