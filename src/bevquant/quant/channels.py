@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from bevquant.quant.affine import Range
 from bevquant.quant.flow import Flow
-from bevquant.quant.kinds import weight_of
-from bevquant.quant.scaling import input_axis
+from bevquant.quant.kinds import kind_of, weight_of
 
 
 class SharedChannels:
@@ -89,7 +88,9 @@ class SharedChannels:
 
 def _largest_weights(layer: nn.Module, count: int) -> Tensor:
     """Return the largest magnitude of the weights of each of ``count`` input channels."""
-    weight, axis = weight_of(layer).detach().abs().cpu().double(), input_axis(layer)
+    kind, weight = kind_of(layer), weight_of(layer).detach().abs().cpu().double()
+    assert kind is not None
+    axis = kind.input_axis % weight.ndim
     groups = count // weight.shape[axis]  # of a grouped convolution: [groups * out, in, ...]
     parts = weight.chunk(groups) if axis else [weight]
     return torch.cat([part.movedim(axis, 0).flatten(1).amax(1) for part in parts])

@@ -22,24 +22,13 @@ def scale_outputs(layer: nn.Module, factors: Tensor) -> Tensor:
 
 def scale_inputs(layer: nn.Module, factors: Tensor) -> Tensor:
     """Return the layer's weight, float64, with each input channel scaled by [C_in] factors."""
+    kind, weight = kind_of(layer), weight_of(layer)
+    assert kind is not None
     # A convolution has its input channels group by group: [groups * out, in, ...].
     grouped = isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd)
     groups = layer.groups if grouped else 1
     assert isinstance(groups, int)
-    return _scale(weight_of(layer), factors, groups, input_axis(layer))
-
-
-def input_axis(layer: nn.Module) -> int:
-    """Return the axis of the weight along which the input channels (of a group) lie.
-
-    A layer that is no convolution has them last if its output channels come first, and the
-    other way round.
-    """
-    if isinstance(layer, _ConvNd):
-        return 0 if isinstance(layer, _ConvTransposeNd) else 1
-    kind = kind_of(layer)
-    assert kind is not None
-    return weight_of(layer).ndim - 1 if kind.weight_axis == 0 else 0
+    return _scale(weight, factors, groups, kind.input_axis % weight.ndim)
 
 
 def like(value: Tensor, parameter: nn.Parameter) -> nn.Parameter:
