@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bevquant.errors import BevquantError
+from bevquant.ptqat.selection import (
+    EVERYTHING,
+    INVERTED,
+    NOTHING,
+    PAPER,
+    Budget,
+    Candidate,
+    Knee,
+    Quantile,
+    Rule,
+    Theta,
+)
+from bevquant.ptqat.show import draw_selection, selection_table
+
+CANDIDATES = [
+    Candidate("stem", 10, 0.02),
+    Candidate("a", 100, 0.001),
+    Candidate("b", 50, 0.01),
+    Candidate("c", 40, 0.009),
+    Candidate("head", 20, 3.0),
+]
+
+candidates = st.lists(
+    st.tuples(st.integers(1, 1000), st.floats(1e-6, 1e3)), min_size=1, max_size=12
+).map(lambda rows: [Candidate(f"layer{i}", *row) for i, row in enumerate(rows)])
+
+
+def test_the_papers_threshold_and_its_inversion() -> None:
+    assert PAPER.select(CANDIDATES).layers == ("a", "c")
+    assert INVERTED.select(CANDIDATES).layers == ("stem", "b", "head")
+    assert [choice.reason for choice in PAPER.select(CANDIDATES).choices][:2] == [
+        "not: mse < 0.01",
+        "mse < 0.01",
+    ]
+
+
+@given(candidates, st.floats(1e-6, 1e3))
+def test_a_threshold_and_its_inversion_split_the_layers(
+    rows: list[Candidate], theta: float
+) -> None:
+    low = Rule(cut=Theta(theta)).select(rows)
+    high = Rule(cut=Theta(theta), lowest=False).select(rows)
+    assert sorted(low.layers + high.layers) == sorted(row.layer for row in rows)
+    assert low.trained_weights + high.trained_weights == low.weights == sum(r.weights for r in rows)
+
+
+def test_a_share_of_the_layers() -> None:
+    assert Rule(cut=Quantile(0.4)).select(CANDIDATES).layers == ("a", "c")
+    assert Rule(cut=Quantile(0.4), lowest=False).select(CANDIDATES).layers == ("stem", "head")
+    assert len(EVERYTHING.select(CANDIDATES).layers) == 5
+    assert NOTHING.select(CANDIDATES).layers == ()
+
+
+@given(candidates, st.floats(0, 1), st.booleans())
+def test_a_budget_is_kept_and_used(rows: list[Candidate], share: float, lowest: bool) -> None:
+    selection = Rule(cut=Budget(share), lowest=lowest).select(rows)
+    room = share * selection.weights - selection.trained_weights
+    assert room >= -1e-9 * selection.weights
+    assert all(c.trained or c.candidate.weights > room - 1e-6 for c in selection.choices)
+
+
+def test_a_budget_passes_over_what_does_not_fit() -> None:
+    # 110 of 220 weights: a (100) and, after c and b are passed over, stem (10).
+    assert Rule(cut=Budget(0.5)).select(CANDIDATES).layers == ("stem", "a")
+
+
+def test_the_knee_adapts_to_the_scale() -> None:
+    scores = [1.0, 1.1, 1.2, 1.3, 50.0, 400.0]
+    for scale in (1e-4, 1.0, 1e4):
+        rows = [Candidate(str(i), 1, score * scale) for i, score in enumerate(scores)]
+        assert Rule(cut=Knee()).select(rows).layers == ("0", "1", "2", "3")
+
+
+def test_a_share_beyond_all_is_refused() -> None:
+    with pytest.raises(BevquantError, match=r"Budget: share 1\.5"):
+        Budget(1.5)
+    with pytest.raises(BevquantError, match="Quantile: share -1"):
+        Quantile(-1)
+
+
+def test_the_choice_is_shown(tmp_path: Path) -> None:
+    selection = PAPER.select(CANDIDATES)
+    console = Console(record=True, width=120)
+    console.print(selection_table(selection))
+    text = console.export_text()
+    assert "2 of 5 layers are trained: 140 of 220 weights (64%)" in text
+    lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("│")}
+    assert "trained" in lines["a"]
+    assert "frozen" in lines["head"]
+    draw_selection(selection, tmp_path / "selection.png")
+    assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
