@@ -139,8 +139,7 @@ def simulate(x: Tensor, params: QuantParams) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         straight_through: Tensor = _StraightThrough.apply(x, params)  # type: ignore[no-untyped-call]
         return straight_through
-    with torch.no_grad():
-        return _steps(x, params).mul_(params.scale).to(x.dtype)
+    return _steps(x, params).mul_(params.scale).to(x.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

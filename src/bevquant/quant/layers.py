@@ -230,7 +230,7 @@ class QuantLayer(QuantModule):
         if not self.quantized:
             return self.wrapped(input, *args, **kwargs)
         (quantized,) = self.quantize_inputs(input)
-        bias = self.learned_bias
+        bias = self.learned_bias if self.rounded else None
         if bias is None:
             return self.run(self._weight(), quantized, *args, **kwargs)
         bias = bias.to(input.device, input.dtype)
@@ -241,14 +241,15 @@ class QuantLayer(QuantModule):
     ) -> Any:
         """Run the float layer on ``input`` with another weight and, if given, another bias."""
         # What torch.func.functional_call does, without its 40 microseconds a call.
-        parameters: dict[str, Any] = self.wrapped._parameters
+        wrapped = self.wrapped
+        parameters: dict[str, Any] = wrapped._parameters
         before = dict(parameters)
         parameters["weight"] = weight
         added = bias is not None and "bias" not in parameters
         if bias is not None and not added:
             parameters["bias"] = bias
         try:
-            output = self.wrapped(input, *args, **kwargs)
+            output = wrapped(input, *args, **kwargs)
         finally:
             parameters.update(before)
         if bias is not None and added:
@@ -267,7 +268,7 @@ class QuantLayer(QuantModule):
         weight = weight_of(self.wrapped)
         if rounding is None and torch.is_grad_enabled() and weight.requires_grad:
             return affine.simulate(weight, self.weight_params)
-        self._drop_stale()
+        self._drop_stale(weight)
         key = precision.weights, rounding or self.refined.get(precision)
         if key not in self._simulated:
             with torch.inference_mode(False), torch.no_grad():  # kept, and may meet gradients
@@ -278,9 +279,8 @@ class QuantLayer(QuantModule):
             self._simulated[key] = value.to(weight.device, weight.dtype)
         return self._simulated[key]
 
-    def _drop_stale(self) -> None:
+    def _drop_stale(self, weight: Tensor) -> None:
         """Forget what was computed from a weight that has been changed, moved or replaced."""
-        weight = weight_of(self.wrapped)
         stamp = id(weight), weight._version, weight.device, weight.dtype
         if stamp != self._stamp:
             self._stamp, self._simulated = stamp, {}

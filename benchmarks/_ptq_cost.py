@@ -1,0 +1,90 @@
+"""What stage 1 and the simulated forward pass cost, against the float forward pass.
+
+Times are processor time of one thread; the two sides of a ratio take turns in one process,
+and a figure is the median over rounds. Memory is the peak of a process that does nothing
+else. The full network has random weights, on which neither depends.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from _rows import Row
+from float_forward import GIB, Alone, forward_memory, frame, network, peak_bytes, seconds
+
+from bevquant.data import preprocess
+from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.data.world.generate import generate
+from bevquant.data.world.settings import VERSION, WorldSettings
+from bevquant.memory import keep_freed_memory
+from bevquant.quant.calibrate import calibrate
+from bevquant.quant.layers import floating
+from bevquant.quant.prepare import quantize
+from bevquant.quant.spec import W8A8
+from bevquant.run import calibration_batches, load_small, quantize_small
+
+ROUNDS = 15
+FULL_ROUNDS = 3
+BATCHES = 2
+"""Of stage 1: the first one also counts the multiply-accumulates."""
+
+
+def cost_rows() -> Sequence[Row]:
+    """Return a row for each claim; minutes, and some GiB for the full network."""
+    return [
+        _row(
+            "simulated W8A8 forward, small network: part of float", 1.1, Alone()(simulated_forward)
+        ),
+        _row("stage 1, full network: time, part of float forward passes", 1.3, Alone()(stage_1)),
+        _row(
+            "stage 1, full network: peak memory, part of a float forward pass",
+            1.3,
+            [Alone()(stage_1_memory) / Alone()(forward_memory)],
+        ),
+    ]
+
+
+def simulated_forward() -> list[float]:
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        generate(Path(name), WorldSettings(scenes=1, keyframes=2, val_fraction=0), jobs=1)
+        sweeps = preprocess.SMALL.sweeps
+        dataset = NuScenesDataset(Path(name), VERSION, "world_train", sweeps=sweeps)
+        batches = calibration_batches(dataset, 2)
+    model = quantize_small(load_small(), batches, W8A8)
+    ratios = []
+    with torch.inference_mode():
+        for _ in range(ROUNDS + 1):
+            with floating(model):
+                exact = seconds(lambda: model(batches[0]))
+            ratios.append(seconds(lambda: model(batches[0])) / exact)
+    return ratios[1:]  # the first pass quantizes the weights
+
+
+def stage_1() -> list[float]:
+    keep_freed_memory()
+    model, batch = network(), frame()
+    with torch.inference_mode():
+        model(batch)  # the first pass is slower
+    quantize(model, W8A8)
+    ratios = []
+    for _ in range(FULL_ROUNDS):
+        with torch.inference_mode(), floating(model):
+            exact = seconds(lambda: [model(batch) for _ in range(BATCHES)])
+        ratios.append(seconds(lambda: calibrate(model, [batch] * BATCHES)) / exact)
+    return ratios
+
+
+def stage_1_memory() -> float:
+    """Return the peak of a process that quantizes and calibrates, in GiB."""
+    keep_freed_memory()
+    model = quantize(network(), W8A8)
+    calibrate(model, [frame()] * BATCHES)
+    return peak_bytes() / GIB
+
+
+def _row(figure: str, goal: float, values: Sequence[float]) -> Row:
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return Row(figure, "at most", goal, float(median), float(high - low))
