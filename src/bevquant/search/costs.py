@@ -1,0 +1,173 @@
+"""What a bit policy costs. Every cost is a sum over layers, hence a table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bevquant.errors import BevquantError
+from bevquant.quant.inventory import LayerInfo
+from bevquant.quant.layers import QuantModule, quant_modules
+from bevquant.quant.spec import Precision
+from bevquant.search.space import Genome, Space, quantizable
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of every genome of one space.
+
+    Attributes:
+        name: what is counted.
+        unit: of the figures.
+        constant: what the pinned layers, and all that is not quantizable, cost.
+        table: for each gene the cost of each of its choices.
+        float_value: cost of the float network; what relative figures are relative to.
+    """
+
+    name: str
+    unit: str
+    constant: float
+    table: tuple[tuple[float, ...], ...]
+    float_value: float
+
+    def __call__(self, genome: Genome) -> float:
+        """Return the cost of ``genome``."""
+        chosen = (row[choice] for row, choice in zip(self.table, genome, strict=True))
+        return self.constant + sum(chosen)
+
+
+CostMaker = Callable[[nn.Module, Space], Cost]
+"""Makes the table of a cost for a quantized model and a space."""
+
+
+def weight_bits(model: nn.Module, space: Space) -> Cost:
+    """Bits of the weights of all quantizable layers: the thesis' F_bits, sum of b * |W|."""
+
+    def bits(info: LayerInfo, precision: Precision | None) -> float:
+        return info.weights * (FLOAT_BITS if precision is None else precision.weights)
+
+    return _sum_over_layers("weight_bits", "bit", bits, model, space)
+
+
+def model_bytes(model: nn.Module, space: Space) -> Cost:
+    """Bytes of the whole model, the unquantized rest included.
+
+    A weight takes its bits, a scale 4 bytes, and a zero point, where weights have one, 1
+    byte; everything else (biases, norms, embeddings, persistent buffers) stays as it is.
+    """
+    modules = {layer.name: layer for layer in quant_modules(model)}
+
+    def size(info: LayerInfo, precision: Precision | None) -> float:
+        if precision is None:
+            return info.weights * FLOAT_BITS / 8
+        return info.weights * precision.weights / 8 + _grid_bytes(modules[info.name])
+
+    weights = {
+        id(layer.wrapped._parameters["weight"]): layer.wrapped._parameters["weight"]
+        for layer in modules.values()
+        if layer.kind.weight_axis is not None
+    }
+    state = {id(v): v for v in (*model.parameters(), *_persistent_buffers(model))}
+    rest = sum(v.numel() * v.element_size() for key, v in state.items() if key not in weights)
+    cost = _sum_over_layers("bytes", "B", size, model, space)
+    return Cost(
+        cost.name, cost.unit, cost.constant + rest, cost.table, cost.float_value + float(rest)
+    )
+
+
+def bops(model: nn.Module, space: Space) -> Cost:
+    """Bit operations of a forward pass: sum of MACs * weight bits * activation bits.
+
+    The two operands of a product of activations both have activation bits.
+    """
+    if any(info.macs is None for info in quantizable(model)):
+        raise BevquantError("cost bops: no forward pass was counted; calibrate the model first")
+
+    def operations(info: LayerInfo, precision: Precision | None) -> float:
+        weights = activations = FLOAT_BITS
+        if precision is not None:
+            activations = precision.activations
+            weights = activations if info.weight_shape is None else precision.weights
+        return float(info.macs or 0) * weights * activations
+
+    return _sum_over_layers("bops", "bit operations", operations, model, space)
+
+
+def latency(table: Mapping[str, Mapping[str, float]]) -> CostMaker:
+    """Return the cost that adds up measured times.
+
+    Args:
+        table: layer -> precision (``"W8A8"``, ..., ``"float"``) -> milliseconds on the
+            target engine. Layers that are not in it cost nothing.
+    """
+
+    def make(model: nn.Module, space: Space) -> Cost:
+        known = {info.name for info in quantizable(model)}
+        for name in table:
+            if name not in known:
+                raise BevquantError(f"cost latency: the table names {name!r}, which is no layer")
+
+        def time(info: LayerInfo, precision: Precision | None) -> float:
+            times, key = table.get(info.name), str(precision or "float")
+            if times is None:
+                return 0.0
+            if key not in times:
+                raise BevquantError(
+                    f"cost latency: the table has no time of {info.name!r} at {key}"
+                )
+            return times[key]
+
+        return _sum_over_layers("latency", "ms", time, model, space)
+
+    return make
+
+
+COSTS: Mapping[str, CostMaker] = {
+    "weight_bits": weight_bits,
+    "bytes": model_bytes,
+    "bops": bops,
+}
+"""Costs by the names under which :func:`~bevquant.search.search.search` knows them."""
+
+
+def _sum_over_layers(
+    name: str,
+    unit: str,
+    price: Callable[[LayerInfo, Precision | None], float],
+    model: nn.Module,
+    space: Space,
+) -> Cost:
+    infos = {info.name: info for info in quantizable(model)}
+    return Cost(
+        name,
+        unit,
+        constant=sum(price(infos[layer], precision) for layer, precision in space.pinned.items()),
+        table=tuple(
+            tuple(
+                sum(price(infos[layer], choice) for layer in gene.layers) for choice in gene.choices
+            )
+            for gene in space.genes
+        ),
+        float_value=sum(price(info, None) for info in infos.values()),
+    )
+
+
+def _grid_bytes(layer: QuantModule) -> int:
+    axis, scheme = layer.kind.weight_axis, layer.scheme.weights
+    if axis is None:
+        return 0
+    weight = layer.wrapped._parameters["weight"]
+    assert weight is not None
+    grids = weight.shape[axis] if scheme.per_channel else 1
+    return int(grids) * (4 if scheme.symmetric else 5)
+
+
+def _persistent_buffers(model: nn.Module) -> list[Tensor]:
+    return [
+        buffer
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
