@@ -191,6 +191,54 @@ def debug(
     analyse_faults(data, version, split, frames, precision, checkpoint, threads)
 
 
+search_app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
+app.add_typer(search_app, name="search")
+
+
+@search_app.callback()
+def search(
+    context: typer.Context,
+    data: Annotated[Path | None, typer.Option(help="Folder of a nuScenes-format data set.")] = None,
+    out: Annotated[Path, typer.Option(help="Run folder; holds the ledger.")] = Path("runs/search"),
+    version: Version = "v1.0-world",
+    split: Annotated[str, typer.Option(help="Split of all frames.")] = "world_train",
+    frames: Annotated[int, typer.Option(min=1, help="Frames to compare on.")] = 4,
+    calibration: Annotated[int, typer.Option(min=1, help="Frames to calibrate on.")] = 20,
+    checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
+    strategy: Annotated[str, typer.Option(help="default, ilp, bayes, nsga2, random.")] = "default",
+    evaluations: Annotated[int | None, typer.Option(min=1, help="[default: its own]")] = None,
+    cost: Annotated[str, typer.Option(help="weight_bits,bytes,bops, with commas.")] = "weight_bits",
+    latency: Annotated[Path | None, typer.Option(help="JSON: layer -> W8A8 -> ms.")] = None,
+    error: Annotated[str, typer.Option(help="box, cosine or mse.")] = "box",
+    space: Annotated[str, typer.Option(help="all layers, or those of the thesis.")] = "all",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, one core each.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster to run on.")] = None,
+) -> None:
+    """Find the best bit-widths of the layers; stopped at any moment, the same command continues."""
+    if context.invoked_subcommand is not None:
+        return
+    from bevquant.mixed import search_small
+
+    if data is None:
+        raise BevquantError("search: --data is missing: the folder of a data set")
+    costs = cost.split(",")
+    search_small(
+        out, data, version, split, frames, calibration, checkpoint, strategy, evaluations, costs,
+        latency, error, space, seed, workers, address,
+    )  # fmt: skip
+
+
+@search_app.command("status")
+def search_status(
+    run: Annotated[Path, typer.Argument(help="Run folder of a search, or its ledger.")],
+) -> None:
+    """Show progress, best points and ETA of a running search."""
+    from bevquant.search.status import print_status
+
+    print_status(run / "ledger.sqlite" if run.is_dir() else run)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of everything the demo makes.")] = Path("demo"),

@@ -5,8 +5,8 @@ from search_toys import batches, quantized
 
 import bevquant as bq
 from bevquant.progress import console
-from bevquant.search.ledger import Evaluation, Run
 from bevquant.search.nsga2 import NSGA2
+from bevquant.search.records import Evaluation, Run
 from bevquant.search.search import search
 from bevquant.search.status import front_of, print_status, time_left
 

@@ -1,9 +1,7 @@
-"""One number for a value that may be deep: equal values have equal digests."""
+"""A fast digest of what a module is given, which need not read tensors it knows."""
 
 import dataclasses
-import functools
 import hashlib
-import inspect
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,23 +27,6 @@ def digest(value: Any, name: Name = lambda tensor: None) -> str:
     hasher = hashlib.sha1(usedforsecurity=False)
     _feed(hasher.update, value, name)
     return hasher.hexdigest()
-
-
-def describe(function: Any) -> str:
-    """Return what identifies a function: its name and source, or the repr of a dataclass."""
-    if isinstance(function, functools.partial):
-        inner = describe(function.func)
-        return f"partial({inner}, {digest((function.args, dict(function.keywords)))[:16]})"
-    if dataclasses.is_dataclass(function):
-        parts = (getattr(function, field.name) for field in dataclasses.fields(function))
-        described = (describe(part) if callable(part) else repr(part) for part in parts)
-        return f"{type(function).__module__}.{type(function).__qualname__}({', '.join(described)})"
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = ""
-    return f"{getattr(function, '__module__', '')}.{name} {digest(source)[:16]}"
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

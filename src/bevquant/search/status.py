@@ -10,7 +10,8 @@ from rich.table import Table
 
 from bevquant.progress import console
 from bevquant.search.front import Point, pareto
-from bevquant.search.ledger import Evaluation, Ledger, Run
+from bevquant.search.ledger import Ledger
+from bevquant.search.records import Evaluation, Run
 
 BEST = 10
 """Points that are listed."""
