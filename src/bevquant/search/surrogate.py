@@ -92,29 +92,31 @@ def _most_promising(
 ) -> list[Genome]:
     """Return the genomes that together are predicted to enlarge the front most.
 
-    Volumes are those of logarithms: a front from 2 bits to 16 spans orders of magnitude in
-    error, and each of them counts alike.
+    Volumes are those of costs and errors and, in turns, those of their logarithms: a front
+    from 2 bits to 16 spans orders of magnitude, and each of them counts as well.
     """
-    relative = [[c(g) / c.float_value for c in costs] for g in genomes]
-    predicted = np.column_stack((np.log(relative), model.predict(genomes)))
-    taken = [_logarithms(point, costs) for point in front]
-    worst = np.max([*taken, *predicted], axis=0) + 0.1
-    hopeful = [i for i in non_dominated(predicted) if np.isfinite(predicted[i]).all()]
+    relative = [[cost(genome) / cost.float_value for cost in costs] for genome in genomes]
+    predicted = np.column_stack((relative, np.exp(np.clip(model.predict(genomes), -20, 20))))
+    taken = [_objectives(point, costs) for point in front]
+    worst = np.max([*taken, *predicted], axis=0) * 1.1
+    hopeful = non_dominated(predicted)
     chosen: list[int] = []
     while hopeful and len(chosen) < count:
-        volumes = [hypervolume([*taken, predicted[i]], worst) for i in hopeful]
+        scaled = np.array([*taken, *predicted[hopeful], worst])
+        scaled = np.log(scaled) if len(chosen) % 2 else scaled
+        front_rows, candidates = scaled[: len(taken)], scaled[len(taken) : -1]
+        volumes = [hypervolume([*front_rows, row], scaled[-1]) for row in candidates]
         best = hopeful.pop(int(np.argmax(volumes)))
         chosen.append(best)
         taken.append(predicted[best].tolist())
-    rest = [i for i in range(len(genomes)) if i not in set(chosen)]
-    by_error = sorted(rest, key=lambda i: predicted[i, -1])
-    return [genomes[i] for i in (chosen + by_error)[:count]]
+    left = [i for i in range(len(genomes)) if i not in chosen]
+    left.sort(key=lambda i: predicted[i, -1])
+    return [genomes[i] for i in (chosen + left)[:count]]
 
 
-def _logarithms(point: Point, costs: Sequence[Cost]) -> list[float]:
+def _objectives(point: Point, costs: Sequence[Cost]) -> list[float]:
     relative = [point.costs[cost.name] / cost.float_value for cost in costs]
-    logarithms: list[float] = np.log([*relative, max(point.error, 1e-12)]).tolist()
-    return logarithms
+    return [*relative, max(point.error, 1e-12)]
 
 
 def _beaten_above(genome: Genome, costs: Sequence[Cost], front: Sequence[Point]) -> float:
