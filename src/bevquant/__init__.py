@@ -27,6 +27,7 @@ from bevquant.quant.spec import (
     Scheme,
     TensorScheme,
 )
+from bevquant.search.search import search
 
 __all__ = [
     "DEPLOY",
@@ -61,6 +62,7 @@ __all__ = [
     "refine",
     "restore",
     "save_calibration",
+    "search",
     "sensitivity",
     "unquantized",
 ]

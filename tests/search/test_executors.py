@@ -45,11 +45,12 @@ def test_processes_find_the_same(local: list[tuple[object, ...]]) -> None:
 def test_workers_that_die_come_back(
     local: list[tuple[object, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "lives").write_text("x\nx")
+    (tmp_path / "lives").write_text("x")
     monkeypatch.setenv("DYING", str(tmp_path / "lives"))
     assert found(Processes(1), dying) == local
 
 
+@pytest.mark.slow
 def test_a_genome_that_kills_every_worker_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from bevquant.errors import BevquantError
+from bevquant.experiments.search_table import ThesisTable41, run_table_4_1
 from bevquant.experiments.thesis_table import ThesisTable33, run_thesis_table
 from bevquant.recipe import load_recipe, read_recipe
 
 EXPERIMENTS: dict[str, tuple[type[BaseModel], Callable[[Any, Path, int], None]]] = {
     "thesis_table_3_3": (ThesisTable33, run_thesis_table),
+    "thesis_table_4_1": (ThesisTable41, run_table_4_1),
 }
 
 
