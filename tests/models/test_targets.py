@@ -133,6 +133,20 @@ def test_iou_counts_the_common_height() -> None:
     assert iou_3d(first, second)[0, 0] == pytest.approx(1 / 3)
 
 
+def test_assignment_gives_up_the_nearest_pair_for_a_better_total() -> None:
+    """Two queries at 0 and 20 m, two objects at 1 and -30 m along x, all else equal.
+
+    Far apart no IoU counts and the class costs cancel. Query 0 is nearest to the object at
+    1 m, but 0 -> -30 and 20 -> 1 costs 30 + 19 m, and the greedy 0 -> 1 and 20 -> -30 51 m.
+    """
+    queries, objects = torch.zeros(2, 9), torch.zeros(2, 9)
+    queries[:, 0], objects[:, 0] = torch.tensor([0.0, 20.0]), torch.tensor([1.0, -30.0])
+    queries[:, 3:6] = objects[:, 3:6] = 0.5
+    truth = Boxes(objects, torch.tensor([2, 2]))
+    chosen, matched = assign(torch.zeros(2, 10), encode(queries, HEAD), truth, HEAD)
+    assert dict(zip(chosen.tolist(), matched.tolist(), strict=True)) == {0: 1, 1: 0}
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 4))
 def test_assignment_is_the_cheapest_of_all(seed: int, objects: int) -> None:

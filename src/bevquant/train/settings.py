@@ -43,7 +43,7 @@ class TrainSettings(BaseModel):
         weight_decay: of weights with at least two dimensions; biases and norms have none.
         clip: largest norm of the gradient.
         ema_decay: of the exponential moving average of the weights, per step.
-        seed: of the frame order, the augmentation and the dropout.
+        seed: of the first weights, the frame order and the augmentation.
         workers: loader processes.
         checkpoint_steps: steps between two checkpoints.
         loss: weights of the loss terms.
