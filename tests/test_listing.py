@@ -17,6 +17,11 @@ def listed(model: str, path: Path, *, everything: bool = False) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.fixture(scope="module")
+def genes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    return listed("bevfusion", tmp_path_factory.mktemp("listing") / "genes.json")["layers"]
+
+
 def test_the_thesis_has_108_genes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = listed("bevfusion", tmp_path / "layers.json")
     assert table["kinds"] == {"conv2d": 31, "linear": 53, "matmul": 24}
@@ -29,13 +34,12 @@ def test_the_thesis_has_108_genes(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "36,526,344" in printed[-1]
 
 
-def test_genes_are_those_of_the_reference_in_its_order(tmp_path: Path) -> None:
+def test_genes_are_those_of_the_reference_in_its_order(genes: list[dict]) -> None:
     if not TABLE.is_file():
         pytest.skip(f"the reference's layer table is not here ({TABLE})")
     reference = json.loads(TABLE.read_text())["layers"]
-    ours = listed("bevfusion", tmp_path / "layers.json")["layers"]
-    assert [layer["name"] for layer in ours] == [layer["path"] for layer in reference]
-    for layer, expected in zip(ours, reference, strict=True):
+    assert [layer["name"] for layer in genes] == [layer["path"] for layer in reference]
+    for layer, expected in zip(genes, reference, strict=True):
         assert layer["kind"] == expected["kind"]
         assert layer["main_module"] == expected["module"]
         assert layer["weights"] == expected["weights"]
@@ -43,8 +47,7 @@ def test_genes_are_those_of_the_reference_in_its_order(tmp_path: Path) -> None:
         assert layer["weight_shape"] == expected["weight_shape"]
 
 
-def test_everything_else_can_be_quantized_too(tmp_path: Path) -> None:
-    genes = listed("bevfusion", tmp_path / "genes.json")["layers"]
+def test_everything_else_can_be_quantized_too(genes: list[dict], tmp_path: Path) -> None:
     table = listed("bevfusion", tmp_path / "all.json", everything=True)
     names = [layer["name"] for layer in table["layers"]]
     added = [layer for layer in table["layers"] if layer["name"] not in {g["name"] for g in genes}]
@@ -65,8 +68,8 @@ def test_everything_else_can_be_quantized_too(tmp_path: Path) -> None:
     assert all(layer["macs"] for layer in table["layers"] if layer["kind"] != "sparse_conv")
 
 
-def test_the_small_network_has_genes_of_the_same_names(tmp_path: Path) -> None:
-    full = {layer["name"] for layer in listed("bevfusion", tmp_path / "f.json")["layers"]}
+def test_the_small_network_has_genes_of_the_same_names(genes: list[dict], tmp_path: Path) -> None:
+    full = {layer["name"] for layer in genes}
     table = listed("bevfusion_small", tmp_path / "s.json")
     foreign = [layer["name"] for layer in table["layers"] if layer["name"] not in full]
     # Only its third BEV stage has no counterpart.
