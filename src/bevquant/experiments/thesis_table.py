@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich import box
 from rich.table import Table
 
 from bevquant.data.world.settings import WorldSettings
@@ -127,7 +126,7 @@ HEADER = ("model", *METRICS, "bits", "relative", "ratio")
 
 def _terminal(models: Sequence[Model], weights: int, where: str) -> Table:
     title = f"Table 3.3 on the {where}"
-    table = Table(*HEADER, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns
+    table = Table(*HEADER, title=title, box=None, padding=(0, 1, 0, 0))  # fits 80 columns
     for model in models:
         table.add_row(*_cells(model, weights))
     return table
