@@ -2,6 +2,11 @@
 
 from bevquant.errors import BevquantError
 from bevquant.nn import Einsum, MatMul
+from bevquant.ptqat.precheck import precheck
+from bevquant.ptqat.selection import Rule
+from bevquant.ptqat.settings import Training
+from bevquant.ptqat.start import ptqat
+from bevquant.ptqat.task import Task
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.calibration import load_calibration, save_calibration
 from bevquant.quant.clipping import MSE, Entropy, Percentile
@@ -48,8 +53,11 @@ __all__ = [
     "Percentile",
     "Precision",
     "Refinement",
+    "Rule",
     "Scheme",
+    "Task",
     "TensorScheme",
+    "Training",
     "apply",
     "calibrate",
     "debug",
@@ -57,6 +65,8 @@ __all__ = [
     "fold_batchnorm",
     "layers",
     "load_calibration",
+    "precheck",
+    "ptqat",
     "quantize",
     "reconstruct",
     "refine",

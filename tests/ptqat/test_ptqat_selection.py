@@ -6,18 +6,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bevquant.errors import BevquantError
-from bevquant.ptqat.selection import (
-    EVERYTHING,
-    INVERTED,
-    NOTHING,
-    PAPER,
-    Budget,
-    Candidate,
-    Knee,
-    Quantile,
-    Rule,
-    Theta,
-)
+from bevquant.ptqat.cuts import Budget, Candidate, Knee, Quantile, Theta
+from bevquant.ptqat.selection import EVERYTHING, INVERTED, PAPER, Rule
 from bevquant.ptqat.show import draw_selection, selection_table
 
 CANDIDATES = [
@@ -46,22 +36,22 @@ def test_the_papers_threshold_and_its_inversion() -> None:
 def test_a_threshold_and_its_inversion_split_the_layers(
     rows: list[Candidate], theta: float
 ) -> None:
-    low = Rule(cut=Theta(theta)).select(rows)
-    high = Rule(cut=Theta(theta), lowest=False).select(rows)
+    low = Rule(Theta(theta)).select(rows)
+    high = Rule(Theta(theta), lowest=False).select(rows)
     assert sorted(low.layers + high.layers) == sorted(row.layer for row in rows)
     assert low.trained_weights + high.trained_weights == low.weights == sum(r.weights for r in rows)
 
 
 def test_a_share_of_the_layers() -> None:
-    assert Rule(cut=Quantile(0.4)).select(CANDIDATES).layers == ("a", "c")
-    assert Rule(cut=Quantile(0.4), lowest=False).select(CANDIDATES).layers == ("stem", "head")
+    assert Rule(Quantile(0.4)).select(CANDIDATES).layers == ("a", "c")
+    assert Rule(Quantile(0.4), lowest=False).select(CANDIDATES).layers == ("stem", "head")
     assert len(EVERYTHING.select(CANDIDATES).layers) == 5
-    assert NOTHING.select(CANDIDATES).layers == ()
+    assert Rule(Quantile(0.0)).select(CANDIDATES).layers == ()
 
 
 @given(candidates, st.floats(0, 1), st.booleans())
 def test_a_budget_is_kept_and_used(rows: list[Candidate], share: float, lowest: bool) -> None:
-    selection = Rule(cut=Budget(share), lowest=lowest).select(rows)
+    selection = Rule(Budget(share), lowest=lowest).select(rows)
     room = share * selection.weights - selection.trained_weights
     assert room >= -1e-9 * selection.weights
     assert all(c.trained or c.candidate.weights > room - 1e-6 for c in selection.choices)
@@ -69,14 +59,14 @@ def test_a_budget_is_kept_and_used(rows: list[Candidate], share: float, lowest: 
 
 def test_a_budget_passes_over_what_does_not_fit() -> None:
     # 110 of 220 weights: a (100) and, after c and b are passed over, stem (10).
-    assert Rule(cut=Budget(0.5)).select(CANDIDATES).layers == ("stem", "a")
+    assert Rule(Budget(0.5)).select(CANDIDATES).layers == ("stem", "a")
 
 
 def test_the_knee_adapts_to_the_scale() -> None:
     scores = [1.0, 1.1, 1.2, 1.3, 50.0, 400.0]
     for scale in (1e-4, 1.0, 1e4):
         rows = [Candidate(str(i), 1, score * scale) for i, score in enumerate(scores)]
-        assert Rule(cut=Knee()).select(rows).layers == ("0", "1", "2", "3")
+        assert Rule(Knee()).select(rows).layers == ("0", "1", "2", "3")
 
 
 def test_a_share_beyond_all_is_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bevquant.errors import BevquantError
+from bevquant.experiments.ptqat import PtqatTable, run_ptqat_table
 from bevquant.experiments.search_table import ThesisTable41, run_table_4_1
 from bevquant.experiments.thesis_table import ThesisTable33, run_thesis_table
 from bevquant.recipe import load_recipe, read_recipe
@@ -14,6 +15,7 @@ from bevquant.recipe import load_recipe, read_recipe
 EXPERIMENTS: dict[str, tuple[type[BaseModel], Callable[[Any, Path, int], None]]] = {
     "thesis_table_3_3": (ThesisTable33, run_thesis_table),
     "thesis_table_4_1": (ThesisTable41, run_table_4_1),
+    "ptqat_bevfusion_small": (PtqatTable, run_ptqat_table),
 }
 
 

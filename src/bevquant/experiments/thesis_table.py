@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from bevquant.data.world.settings import WorldSettings
+from bevquant.experiments.tables import markdown
 from bevquant.experiments.variants import Bench, Variant, measure
 from bevquant.files import write_json, write_text
 from bevquant.progress import console
@@ -140,7 +141,7 @@ def _markdown(models: Sequence[Model], weights: int, where: str) -> str:
         "(not in the thesis). Weights and activations per channel, asymmetric (simulation); "
         "activations 8 bits, 16 for 16-bit weights. Bits: of the layers that the thesis counts; "
         "all others are float.",
-        _table(HEADER, [_cells(model, weights) for model in models]),
+        markdown(HEADER, [_cells(model, weights) for model in models]),
     ]
     for number, model in enumerate(models, start=4):
         # The thesis ends at 3.12, after NQ and the eight Q and AQ models.
@@ -149,10 +150,5 @@ def _markdown(models: Sequence[Model], weights: int, where: str) -> str:
             [name, *(metric(values[key]) for key in PER_CLASS)]
             for name, values in model.figures["per_class"].items()
         ]
-        parts.append(_table(("class", *PER_CLASS), rows))
+        parts.append(markdown(("class", *PER_CLASS), rows))
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -164,7 +164,7 @@ def measure(
     """
     ensure_world(bench.folder / "world", bench.world, jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=start_worker) as pool:
         waiting: list[Future[Any]] = [pool.submit(bench.float)]
         waiting += [pool.submit(bench.measure, *each) for each in variants]
         try:
@@ -180,7 +180,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Prepare a worker process: one thread, no bars."""
     console.quiet = True  # several bars in one terminal overwrite each other
     torch.set_num_threads(1)
 

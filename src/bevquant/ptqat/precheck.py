@@ -196,7 +196,8 @@ def _after(layers: Iterable[QuantLayer], hook: Any) -> Iterator[None]:
 def _rows(output: Tensor, layer: QuantLayer) -> Tensor:
     """Return the same positions of every output with as many: a new tensor [P, C]."""
     assert layer.kind.channel_axis is not None
-    rows = output.detach().movedim(layer.kind.channel_axis, -1).flatten(0, -2)
+    rows = output.detach().movedim(layer.kind.channel_axis, -1)
+    rows = rows.reshape(-1, rows.shape[-1])
     if len(rows) <= ROWS:
         return rows.float().clone()  # what comes next may work in place
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))[:ROWS]

@@ -1,151 +1,30 @@
 """Which layers are trained: a measure of each, a cut, and the side of it that is taken."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from bevquant.errors import BevquantError
+from bevquant.ptqat.cuts import Budget, Candidate, Cut, Quantile, Theta
 from bevquant.ptqat.precheck import Measure
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A layer that could be trained.
-
-    Attributes:
-        layer: its name.
-        weights: number of elements of its weight.
-        score: what it is judged by.
-    """
-
-    layer: str
-    weights: int
-    score: float
-
-
-class Cut(Protocol):
-    """Says which layers are taken, and why."""
-
-    def take(self, candidates: Sequence[Candidate], lowest: bool) -> Sequence[Candidate]:
-        """Return those of ``candidates``, which come best first, that are taken.
-
-        ``lowest`` says whether low scores are the better ones.
-        """
-        ...
-
-    def reason(self, measure: str, lowest: bool) -> str:
-        """Return what is true of the layers that are taken."""
-        ...
-
-
-@dataclass(frozen=True)
-class Theta:
-    """Scores below a threshold; from the other side, all others.
-
-    Attributes:
-        theta: 0.01 in the paper, of the absolute mean squared error.
-    """
-
-    theta: float = 0.01
-
-    def take(self, candidates: Sequence[Candidate], lowest: bool) -> Sequence[Candidate]:
-        """Return the layers on one side of the threshold."""
-        return [each for each in candidates if (each.score < self.theta) == lowest]
-
-    def reason(self, measure: str, lowest: bool) -> str:
-        """Return the inequality."""
-        return f"{measure} {'<' if lowest else '≥'} {self.theta:g}"
-
-
-@dataclass(frozen=True)
-class Quantile:
-    """A share of the layers; 1 is quantization-aware training of all.
-
-    Attributes:
-        share: 0..1, rounded to whole layers.
-    """
-
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_share("Quantile", self.share)
-
-    def take(self, candidates: Sequence[Candidate], lowest: bool) -> Sequence[Candidate]:
-        """Return the first layers."""
-        return candidates[: round(self.share * len(candidates))]
-
-    def reason(self, measure: str, lowest: bool) -> str:
-        """Return which layers those are."""
-        return f"in the {_end(lowest)} {self.share:.0%} of the layers by {measure}"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """As many layers as a share of all weights allows; one that no longer fits is passed over.
-
-    Attributes:
-        share: 0..1 of the weights of all layers.
-    """
-
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_share("Budget", self.share)
-
-    def take(self, candidates: Sequence[Candidate], lowest: bool) -> Sequence[Candidate]:
-        """Return the layers that fit, the first first."""
-        room = self.share * sum(each.weights for each in candidates)
-        taken = []
-        for each in candidates:
-            if each.weights <= room:
-                taken.append(each)
-                room -= each.weights
-        return taken
-
-    def reason(self, measure: str, lowest: bool) -> str:
-        """Return which layers those are."""
-        return f"{_end(lowest)} {measure}, within {self.share:.0%} of the weights"
-
-
-@dataclass(frozen=True)
-class Knee:
-    """The layers up to the knee of the curve of sorted scores, on a log scale.
-
-    The knee is where the curve is farthest below or above the chord between its ends
-    (Satopaa et al., "Finding a Kneedle in a haystack", 2011); it belongs to the layers that
-    are taken. A threshold that adapts to the network, which the paper leaves open.
-    """
-
-    def take(self, candidates: Sequence[Candidate], lowest: bool) -> Sequence[Candidate]:
-        """Return the layers before the knee, and that at the knee."""
-        if len(candidates) < 3:
-            return candidates
-        heights = [math.log(max(each.score, 1e-30)) for each in candidates]
-        slope = (heights[-1] - heights[0]) / (len(heights) - 1)
-        distances = [abs(y - heights[0] - slope * x) for x, y in enumerate(heights)]
-        return candidates[: distances.index(max(distances)) + 1]
-
-    def reason(self, measure: str, lowest: bool) -> str:
-        """Return which layers those are."""
-        return f"{_end(lowest)} {measure}, up to the knee"
+AnyMeasure = Measure | Literal["promise"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How layers are selected; by default as in the paper.
+    """How layers are selected.
 
     Attributes:
+        cut: how many layers.
         measure: one of the pre-check's, each an error that grows as the output gets worse
             (see :meth:`~bevquant.ptqat.precheck.LayerError.score`), or ``"promise"``: what
             the task's loss could win by a layer, for each of its weights (see
             :func:`~bevquant.ptqat.promise.promises`).
-        cut: how many layers.
         lowest: whether those with the lowest values are trained, or those with the highest.
     """
 
-    measure: Measure | Literal["promise"] = "mse"
-    cut: Cut = Theta()
+    cut: Cut
+    measure: AnyMeasure = "mse"
     lowest: bool = True
 
     @property
@@ -209,26 +88,14 @@ class Selection:
         return sum(each.candidate.weights for each in self.choices)
 
 
-def _end(lowest: bool) -> str:
-    return "lowest" if lowest else "highest"
-
-
-def _check_share(what: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise BevquantError(f"{what}: share {share} is not within 0 and 1")
-
-
-PAPER = Rule()
+PAPER = Rule(Theta())
 """Layers whose output has a mean squared error below 0.01 (arXiv 2508.10557)."""
 
-INVERTED = Rule(lowest=False)
+INVERTED = Rule(Theta(), lowest=False)
 """All the others: the paper's ablation."""
 
-EVERYTHING = Rule(cut=Quantile(1.0))
+EVERYTHING = Rule(Quantile(1.0))
 """Quantization-aware training of all layers."""
 
-NOTHING = Rule(cut=Quantile(0.0))
-"""Post-training quantization only."""
-
-PROMISING = Rule("promise", Budget(0.5), lowest=False)
+PROMISING = Rule(Budget(0.5), "promise", lowest=False)
 """The half of the weights by which the task's loss can win most."""

@@ -1,0 +1,61 @@
+"""What the task's loss could win by training a layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bevquant.errors import BevquantError
+from bevquant.progress import track
+from bevquant.ptqat.cuts import Candidate
+from bevquant.ptqat.layers import TrainedLayer, training
+from bevquant.ptqat.objective import objective
+from bevquant.ptqat.task import Task
+from bevquant.quant import affine
+from bevquant.quant.kinds import weight_of
+from bevquant.quant.layers import QuantLayer
+from bevquant.quant.sensitivity import calibrated_layers
+
+
+def promises(
+    model: nn.Module, task: Task, batches: Sequence[Any], distillation: float = 1.0
+) -> list[Candidate]:
+    """Score each quantized layer by ``mean |gradient * (quantized weight - weight)|``.
+
+    The gradient is that of what training minimises, with all layers quantized, by the
+    quantized weight: to first order the sum is what the loss wins when the quantization
+    error of each weight that does harm is taken away. The mean compares layers of different
+    sizes under a budget of weights.
+
+    Args:
+        model: quantized and calibrated.
+        task: what is to be trained for.
+        batches: to take the gradient on, one forward and backward pass each.
+        distillation: as in training.
+
+    Returns:
+        The layers in order of their calls; those that the gradient does not reach have 0.
+
+    Raises:
+        BevquantError: no layer is quantized.
+    """
+    layers = [layer for layer in calibrated_layers(model) if isinstance(layer, QuantLayer)]
+    layers = [layer for layer in layers if layer.quantized]
+    if not layers:
+        raise BevquantError("ptqat: no layer is quantized; call quantize and calibrate first")
+    names = [layer.name for layer in layers]
+    with training(model, names) as trained:
+        for batch in track(batches, "promise of each layer"):
+            torch.autograd.backward(objective(model, task, batch, distillation))
+        scores = {layer.name: _score(layer) for layer in trained}
+    return [Candidate(x.name, weight_of(x.wrapped).numel(), scores[x.name]) for x in layers]
+
+
+def _score(layer: TrainedLayer) -> float:
+    gradient: Tensor | None = layer.latent.grad
+    if gradient is None:
+        return 0.0
+    weight = weight_of(layer.wrapped).detach()
+    quantized = affine.dequantize(layer.weight_codes, layer.weight_params)
+    return float((gradient * (quantized - weight)).abs().mean())

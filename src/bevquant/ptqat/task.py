@@ -1,0 +1,32 @@
+"""What training must know of a user's problem."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bevquant.quant.outputs import Outputs, floating_tensors
+from bevquant.quant.running import Forward, call
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, how a model takes it, and what it should make of it.
+
+    Attributes:
+        batches: to train on, of any type; loaded when they are indexed, if you like.
+        forward: runs the model on one batch; ``model(batch)`` by default.
+        loss: ``loss(model, batch)`` runs the model and returns a scalar to be minimised,
+            from labels in the batch. Without it the float network is the only teacher.
+        outputs: picks what the quantized network should have in common with the float one
+            from what ``forward`` returns: all floating-point tensors by default.
+        validation: batches to judge the weights on while they are trained; the first eight
+            of ``batches`` if there are none.
+    """
+
+    batches: Sequence[Any]
+    forward: Forward = call
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+    outputs: Outputs = floating_tensors
+    validation: Sequence[Any] = ()

@@ -1,0 +1,164 @@
+"""Training the selected layers of a quantized model; all others keep their integers."""
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bevquant.errors import BevquantError
+from bevquant.progress import track
+from bevquant.ptqat.checkpoint import State, resume, save
+from bevquant.ptqat.layers import TrainedLayer, training
+from bevquant.ptqat.settings import Training
+from bevquant.ptqat.steps import judge, take_step
+from bevquant.ptqat.task import Task
+from bevquant.quant.fingerprint import model_fingerprint
+from bevquant.quant.layers import QuantLayer, quant_modules
+from bevquant.train.curves import Curves, draw
+
+JUDGED = 8
+"""Training batches that weights are judged on if the task brings no others."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training came to.
+
+    Attributes:
+        layers: names of the trained layers.
+        parameters: number of trained weights, biases and scales.
+        before: loss on the validation batches before the first step.
+        after: that of the weights that were kept.
+        seconds: of this call.
+    """
+
+    layers: tuple[str, ...]
+    parameters: int
+    before: float
+    after: float
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    layers: Collection[str],
+    task: Task,
+    settings: Training,
+    folder: Path | None = None,
+) -> Trained:
+    """Train some layers, and leave their new integers in the model.
+
+    Straight-through estimator (Bengio et al., arXiv 1308.3432) on copies of the weights:
+    the float weights stay as they are, and restore gives them back. A layer starts from
+    what it computes now, reconstructed or not. The others hold their integers to the bit,
+    and have neither gradients nor optimizer state. Afterwards the model is an ordinary
+    quantized one, whose trained layers have a learned weight for their precision.
+
+    Args:
+        model: quantized and calibrated; its batch norms folded, or else they keep their
+            statistics.
+        layers: names of those to train; quantized ones with a weight.
+        task: data and loss.
+        settings: everything else.
+        folder: for ``checkpoint.pt``, ``curves.jsonl`` and ``curves.png``. Stopped at any
+            moment, the same call on the same model continues from the checkpoint and ends
+            with the same weights.
+
+    Raises:
+        BevquantError: nothing to train, no batch, a layer that is not quantized, a folder
+            of another training, or a loss that is not finite; in the last case the best
+            weights so far are kept, and the message names step and layer.
+    """
+    _check(model, layers, task)
+    started = time.monotonic()
+    identity = {
+        "model": model_fingerprint(model),
+        "layers": sorted(layers),
+        "bits": {layer.name: str(layer.precision) for layer in quant_modules(model)},
+        "batches": len(task.batches),
+        "settings": settings.model_dump(mode="json"),
+    }
+    originals = {layer.name: layer for layer in _weighted(model)}
+    with training(model, layers, settings.learn_scale) as trained:
+        state = _initial(trained, settings)
+        try:
+            _run(model, state, task, settings, identity, folder)
+        finally:
+            state.take_best()
+            for layer in trained if state.step else ():
+                original = originals[layer.name]
+                assert original.precision is not None
+                original.rounded[original.precision] = layer.rounding()
+    return Trained(
+        layers=tuple(layer.name for layer in trained),
+        parameters=sum(parameter.numel() for parameter in state.learned.values()),
+        before=state.first_loss,
+        after=state.best_loss,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _run(
+    model: nn.Module,
+    state: State,
+    task: Task,
+    settings: Training,
+    identity: dict[str, Any],
+    folder: Path | None,
+) -> None:
+    """Take the steps that are left; ``state`` holds the best weights at any moment."""
+    checkpoint = folder / "checkpoint.pt" if folder else None
+    judged = task.validation or [task.batches[i] for i in range(min(JUDGED, len(task.batches)))]
+    if checkpoint and checkpoint.exists():
+        resume(state, identity, checkpoint)
+    else:
+        judge(model, state, task, judged, settings)
+        state.first_loss = state.best_loss
+    curves = Curves(folder / "curves.jsonl", state.step) if folder else None
+    every = math.ceil(settings.steps / settings.checks)
+    for _ in track(range(state.step, settings.steps), "training"):
+        row = take_step(model, state, task, settings)
+        if state.step % every == 0 or state.step == settings.steps:
+            judge(model, state, task, judged, settings)
+        if curves:
+            curves.append({**row, "best": state.best_loss})
+        if checkpoint and (
+            state.step % settings.checkpoint_steps == 0 or state.step == settings.steps
+        ):
+            save(state, identity, checkpoint)
+    if curves and folder:
+        draw(curves.rows(), folder / "curves.png")
+
+
+def _initial(trained: Sequence[TrainedLayer], settings: Training) -> State:
+    learned = {name: p for layer in trained for name, p in layer.learned.items()}
+    return State(
+        learned=learned,
+        optimizer=torch.optim.Adam(learned.values(), lr=settings.lr),
+        step=0,
+        best={name: parameter.detach().clone() for name, parameter in learned.items()},
+        best_loss=math.inf,
+        first_loss=math.inf,
+    )
+
+
+def _weighted(model: nn.Module) -> list[QuantLayer]:
+    return [layer for layer in quant_modules(model) if isinstance(layer, QuantLayer)]
+
+
+def _check(model: nn.Module, layers: Collection[str], task: Task) -> None:
+    if not layers:
+        raise BevquantError("ptqat: nothing to train: no layer is selected")
+    if not task.batches:
+        raise BevquantError("ptqat: there is no batch to train on")
+    known = {layer.name: layer for layer in _weighted(model)}
+    for name in layers:
+        if name not in known:
+            raise BevquantError(f"ptqat: {name!r} is no quantizable layer with a weight")
+        if not known[name].quantized:
+            raise BevquantError(f"ptqat: {name}: float or not calibrated, it cannot be trained")
