@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,16 @@ class TrainedLayer(QuantLayer):
         grid = _on(self.weight_params, torch.device("cpu"))
         return Rounding(self.weight_codes.cpu(), grid, self.shift.detach().cpu().clone())
 
-    def _weight(self) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer with its weight and bias as far as they are learned."""
+        if not self.quantized:
+            return self.wrapped(input, *args, **kwargs)
+        (quantized,) = self.quantize_inputs(input)
+        weight, bias = self.rounded_weight().to(input.dtype), self.shift.to(input.dtype)
+        return self.run(weight, quantized, *args, bias=bias, **kwargs)
+
+    def rounded_weight(self) -> Tensor:
+        """Return the dequantized weight, with gradients for all that is learned."""
         weight = affine.simulate(self.latent, self.weight_params)
         if self.stretch is None:
             return weight

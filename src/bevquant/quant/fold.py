@@ -112,7 +112,7 @@ def _fold(norm: _BatchNorm, layer: nn.Module) -> FoldedBatchNorm:
     weight = weight_of(layer)
     layer.weight = like(scale_outputs(layer, gain), weight)
     if "bias" not in layer._parameters:
-        return FoldedBatchNorm(before, shift.to(weight.dtype))
+        return FoldedBatchNorm(before, shift.detach().to(weight.dtype))
     if (bias := layer._parameters["bias"]) is not None:
         shift = shift + bias.double() * gain
     layer.bias = like(shift, weight)
