@@ -1,4 +1,4 @@
-"""What stage 1 and the simulated forward pass cost, against the float forward pass.
+"""What both stages and the simulated forward pass cost, against the float forward pass.
 
 Times are processor time of one thread; the two sides of a ratio take turns in one process,
 and a figure is the median over rounds. Memory is the peak of a process that does nothing
@@ -15,6 +15,7 @@ from _rows import Row
 from float_forward import GIB, Alone, forward_memory, frame, network, peak_bytes, seconds
 
 from bevquant.data import preprocess
+from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.world.generate import generate
 from bevquant.data.world.settings import VERSION, WorldSettings
@@ -22,9 +23,11 @@ from bevquant.memory import keep_freed_memory
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.layers import floating
 from bevquant.quant.prepare import quantize
-from bevquant.quant.spec import W8A8
+from bevquant.quant.refine import refine
+from bevquant.quant.spec import W2A8, W3A8, W4A8, W8A8, W16A16
 from bevquant.run import calibration_batches, load_small, quantize_small
 
+BIT_PAIRS = (W2A8, W3A8, W4A8, W8A8, W16A16)
 ROUNDS = 15
 FULL_ROUNDS = 3
 BATCHES = 2
@@ -43,16 +46,13 @@ def cost_rows() -> Sequence[Row]:
             1.3,
             [Alone()(stage_1_memory) / Alone()(forward_memory)],
         ),
+        _row("stage 2, five bit pairs, small network: passes of 20 frames", 15, Alone()(stage_2)),
     ]
 
 
 def simulated_forward() -> list[float]:
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as name:
-        generate(Path(name), WorldSettings(scenes=1, keyframes=2, val_fraction=0), jobs=1)
-        sweeps = preprocess.SMALL.sweeps
-        dataset = NuScenesDataset(Path(name), VERSION, "world_train", sweeps=sweeps)
-        batches = calibration_batches(dataset, 2)
+    batches = small_batches(2)
     model = quantize_small(load_small(), batches, W8A8)
     ratios = []
     with torch.inference_mode():
@@ -61,6 +61,24 @@ def simulated_forward() -> list[float]:
                 exact = seconds(lambda: model(batches[0]))
             ratios.append(seconds(lambda: model(batches[0])) / exact)
     return ratios[1:]  # the first pass quantizes the weights
+
+
+def stage_2() -> list[float]:
+    keep_freed_memory()
+    batches = small_batches(20)
+    model = quantize_small(load_small(), batches, W8A8)
+    with torch.inference_mode(), floating(model):
+        exact = seconds(lambda: [model(batch) for batch in batches])
+    return [seconds(lambda: refine(model, batches, precisions=BIT_PAIRS)) / exact]
+
+
+def small_batches(frames: int) -> list[Batch]:
+    with tempfile.TemporaryDirectory() as name:
+        settings = WorldSettings(scenes=1, keyframes=frames, val_fraction=0)
+        generate(Path(name), settings, jobs=1)
+        sweeps = preprocess.SMALL.sweeps
+        dataset = NuScenesDataset(Path(name), VERSION, "world_train", sweeps=sweeps)
+        return calibration_batches(dataset, frames)
 
 
 def stage_1() -> list[float]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from _ptq_cost import cost_rows
 from _rows import Row, report
 
 from bevquant.data.world.settings import WorldSettings
@@ -61,6 +62,7 @@ def rows() -> Sequence[Row]:
         share("", ours, W2A8, 0.80),
         share(", ends at 8 bits", ends, W2A8, 0.90),
         *(gain(precision) for precision in PRECISIONS),
+        *cost_rows(),
     ]
 
 
