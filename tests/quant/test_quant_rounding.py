@@ -1,5 +1,6 @@
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,20 +79,23 @@ def test_nearly_as_good_as_all_integers_with_their_best_scales() -> None:
     assert ratio.mean() < 1.2
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([(-2, 1), (-7, 7), (0, 3), (-1, 2)]))
+@pytest.mark.parametrize("span", [(-2, 1), (-7, 7), (0, 3), (-1, 2)])
 def test_whole_numbers_in_bounds_and_better_than_rounding_one_by_one(
-    seed: int, span: tuple[int, int]
+    span: tuple[int, int],
 ) -> None:
-    x, weight = correlated(100, 9, seed), noise(1, 6, 9, seed=seed + 7)
-    y = x @ weight.transpose(1, 2)
-    steps, scale = fit(moments_of(x, y), weight, *bounds(weight, *span), RIDGE)
-    assert torch.equal(steps, steps.round())
-    assert span[0] <= steps.min() <= steps.max() <= span[1]
-    assert (scale > 0).all()
-    step = weight.abs().amax(-1, keepdim=True) / max(map(abs, span))
-    nearest = (weight / step).round().clamp(*span) * step
-    assert error(x, y, steps * scale[..., None]).sum() < error(x, y, nearest).sum()
+    found = one_by_one = 0.0
+    for seed in range(8):
+        x, weight = correlated(100, 9, seed), noise(1, 6, 9, seed=seed + 7)
+        y = x @ weight.transpose(1, 2)
+        steps, scale = fit(moments_of(x, y), weight, *bounds(weight, *span), RIDGE)
+        assert torch.equal(steps, steps.round())
+        assert span[0] <= steps.min() <= steps.max() <= span[1]
+        assert (scale > 0).all()
+        step = weight.abs().amax(-1, keepdim=True) / max(map(abs, span))
+        nearest = (weight / step).round().clamp(*span) * step
+        found += float(error(x, y, steps * scale[..., None]).sum())
+        one_by_one += float(error(x, y, nearest).sum())
+    assert found < 0.8 * one_by_one
 
 
 def test_what_was_lost_before_the_layer_is_made_good() -> None:
