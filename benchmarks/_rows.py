@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rich.table import Table
 
@@ -31,10 +32,19 @@ class Row:
 
 def report(name: str, measure: Callable[[], Sequence[Row]]) -> None:
     """Measure, print the rows, write them to ``--json FILE``, and exit."""
-    parser = argparse.ArgumentParser(description=f"Measure the claims of {name}.")
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    target = parser.parse_args().json
-    rows = measure()
+    target = parser(name).parse_args().json
+    conclude(name, measure(), target)
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """Return the command line that every benchmark has."""
+    options = argparse.ArgumentParser(description=f"Measure the claims of {name}.")
+    options.add_argument("--json", type=Path, help="write the rows here too")
+    return options
+
+
+def conclude(name: str, rows: Sequence[Row], target: Path | None) -> NoReturn:
+    """Print the rows, write them to ``target``, and exit."""
     table = Table("figure", "goal", "measured", "spread", "holds", title=name)
     for row in rows:
         mark = "[green]yes[/]" if row.holds else "[bold red]NO[/]"
