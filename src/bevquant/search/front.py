@@ -25,12 +25,14 @@ class Point(BitPolicy):
         error: mean over the batches; ``inf`` where outputs were not finite.
         costs: name -> figure.
         complete: whether all batches were run; if not, ``error`` is that of the first ones.
+        batches: how many were run.
     """
 
     genome: Genome = ()
     error: float = np.inf
     costs: Mapping[str, float] = field(default_factory=dict)
     complete: bool = True
+    batches: int = 0
 
     @property
     def objectives(self) -> tuple[float, ...]:

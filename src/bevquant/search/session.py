@@ -100,6 +100,7 @@ class Session:
             error=sum(errors) / len(errors),
             costs={cost.name: cost(ask.genome) for cost in self.problem.costs},
             complete=len(errors) == self.problem.batches,
+            batches=len(errors),
         )
 
 
