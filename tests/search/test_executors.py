@@ -75,14 +75,21 @@ def test_what_cannot_be_pickled_is_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def lives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ray") / "lives"
+
+
+@pytest.fixture(scope="module")
+def cluster(lives: Path) -> Iterator[str]:
     pytest.importorskip("ray")
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or shutil.which("ray")
     assert ray is not None
     address = "127.0.0.1:26379"
     head = [ray, "start", "--head", "--port=26379", "--node-ip-address=127.0.0.1"]
     small = ["--num-cpus=1", "--include-dashboard=false", "--object-store-memory=100000000"]
-    environment = {"PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path])}
+    # Workers have the environment of the cluster, not that of the search.
+    path = ":".join([str(Path(__file__).parent), *sys.path])
+    environment = {"PYTHONPATH": path, "DYING": str(lives)}
     started = subprocess.Popen(
         [*head, *small, "--block"],
         env={**os.environ, **environment},
@@ -96,12 +103,12 @@ def cluster() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_ray_finds_the_same_although_a_worker_dies(
-    local: list[tuple[object, ...]], cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: list[tuple[object, ...]], cluster: str, lives: Path
 ) -> None:
     assert found(Ray(1, cluster)) == local
-    (tmp_path / "lives").write_text("x")
-    monkeypatch.setenv("DYING", str(tmp_path / "lives"))
+    lives.write_text("x")
     assert found(Ray(1, cluster), dying) == local
+    assert not lives.read_text()
 
 
 def test_no_cluster_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
