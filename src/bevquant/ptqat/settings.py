@@ -14,6 +14,8 @@ class Training(BaseModel):
             task's loss; 0 trains on labels only. A task without a loss is distilled.
         learn_scale: whether scales are learned too (LSQ, Esser et al., ICLR 2020).
         bfloat16: whether forward passes run in bfloat16 where torch's autocast does so.
+        recompute: whether main modules run again in the backward pass rather than keep what
+            they computed (gradient checkpointing): about a third more time, less memory.
         clip: largest norm of the gradient.
         checks: how often the weights are judged on the validation batches; the best ones
             are kept, those before the first step among them.
@@ -29,6 +31,7 @@ class Training(BaseModel):
     distillation: float = Field(default=1.0, ge=0)
     learn_scale: bool = False
     bfloat16: bool = False
+    recompute: bool = False
     clip: float = Field(default=10.0, gt=0)
     checks: int = Field(default=5, ge=1)
     checkpoint_steps: int = Field(default=50, ge=1)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.ptqat.checkpoint import State, resume, save
 from bevquant.ptqat.layers import TrainedLayer, training
+from bevquant.ptqat.recompute import recomputing
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.steps import judge, take_step
 from bevquant.ptqat.task import Task
@@ -87,7 +89,8 @@ def train(
     with training(model, layers, settings.learn_scale) as trained:
         state = _initial(trained, settings)
         try:
-            _run(model, state, task, settings, identity, folder)
+            with recomputing(model) if settings.recompute else nullcontext():
+                _run(model, state, task, settings, identity, folder)
         finally:
             state.take_best()
             for layer in trained if state.step else ():
