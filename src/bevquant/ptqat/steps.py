@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.ptqat.checkpoint import State
 from bevquant.ptqat.objective import objective
+from bevquant.ptqat.parallel import add, add_gradients, share
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.task import Task
 from bevquant.quant.debug import debug
@@ -28,16 +28,18 @@ def take_step(model: nn.Module, state: State, task: Task, settings: Training) ->
         group["lr"] = lr
     state.optimizer.zero_grad()
     losses = []
-    for index in indices(state.step, len(task.batches), settings):
+    for index in share(indices(state.step, len(task.batches), settings)):
         loss = _loss(model, state, task, task.batches[index], settings)
         torch.autograd.backward(loss / settings.batch_size)
         losses.append(loss.item())
+    add_gradients(state.learned.values())
     norm = nn.utils.clip_grad_norm_(state.learned.values(), settings.clip)
     if not norm.isfinite():
         raise _not_finite(model, state, task, task.batches[index], "the gradient")
     state.optimizer.step()
     state.step += 1
-    return {"step": state.step, "loss": fmean(losses), "gradient": norm.item(), "lr": lr}
+    mean = add(sum(losses)) / settings.batch_size
+    return {"step": state.step, "loss": mean, "gradient": norm.item(), "lr": lr}
 
 
 def indices(step: int, batches: int, settings: Training) -> list[int]:
@@ -60,7 +62,8 @@ def judge(
     Raises:
         BevquantError: it is not finite.
     """
-    state.judge(fmean(_loss(model, state, task, batch, settings).item() for batch in batches))
+    losses = (_loss(model, state, task, batch, settings).item() for batch in share(batches))
+    state.judge(add(sum(losses)) / len(batches))
 
 
 def _loss(model: nn.Module, state: State, task: Task, batch: Any, settings: Training) -> Tensor:

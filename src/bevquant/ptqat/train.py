@@ -13,6 +13,7 @@ from torch import nn
 
 from bevquant.errors import BevquantError
 from bevquant.progress import track
+from bevquant.ptqat import parallel
 from bevquant.ptqat.checkpoint import State, resume, save
 from bevquant.ptqat.layers import TrainedLayer, training
 from bevquant.ptqat.recompute import recomputing
@@ -67,6 +68,8 @@ def train(
         layers: names of those to train; quantized ones with a weight.
         task: data and loss.
         settings: everything else.
+            Several processes that ``torchrun`` started, each with the same model, train
+            together: ``batch_size`` is that of all of them.
         folder: for ``checkpoint.pt``, ``curves.jsonl`` and ``curves.png``. Stopped at any
             moment, the same call on the same model continues from the checkpoint and ends
             with the same weights.
@@ -76,7 +79,8 @@ def train(
             of another training, or a loss that is not finite; in the last case the best
             weights so far are kept, and the message names step and layer.
     """
-    _check(model, layers, task)
+    parallel.join()
+    _check(model, layers, task, settings)
     started = time.monotonic()
     identity = {
         "model": model_fingerprint(model),
@@ -122,6 +126,7 @@ def _run(
     else:
         judge(model, state, task, judged, settings)
         state.first_loss = state.best_loss
+    folder = folder if parallel.first() else None
     curves = Curves(folder / "curves.jsonl", state.step) if folder else None
     every = math.ceil(settings.steps / settings.checks)
     for _ in track(range(state.step, settings.steps), "training"):
@@ -130,8 +135,10 @@ def _run(
             judge(model, state, task, judged, settings)
         if curves:
             curves.append({**row, "best": state.best_loss})
-        if checkpoint and (
-            state.step % settings.checkpoint_steps == 0 or state.step == settings.steps
+        if (
+            folder
+            and checkpoint
+            and (state.step % settings.checkpoint_steps == 0 or state.step == settings.steps)
         ):
             save(state, identity, checkpoint)
     if curves and folder:
@@ -154,7 +161,12 @@ def _weighted(model: nn.Module) -> list[QuantLayer]:
     return [layer for layer in quant_modules(model) if isinstance(layer, QuantLayer)]
 
 
-def _check(model: nn.Module, layers: Collection[str], task: Task) -> None:
+def _check(model: nn.Module, layers: Collection[str], task: Task, settings: Training) -> None:
+    if settings.batch_size < parallel.size():
+        raise BevquantError(
+            f"ptqat: batch_size {settings.batch_size} is less than the {parallel.size()} "
+            "processes; each needs a batch"
+        )
     if not layers:
         raise BevquantError("ptqat: nothing to train: no layer is selected")
     if not task.batches:
