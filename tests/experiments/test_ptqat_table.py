@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bevquant.experiments.ptqat import PTQ, RULES, PtqatTable, run_ptqat_table
+from bevquant.errors import BevquantError
+from bevquant.experiments.ptqat import COMPARED, PTQ, PtqatTable, run_ptqat_table
 from bevquant.experiments.start import run_recipe
 from bevquant.experiments.variants import Bench
 from bevquant.files import sha256
@@ -36,7 +37,7 @@ def test_means_and_spread(recipe: Path, tmp_path: Path) -> None:
     Bench(out, settings.world, settings.frames).steps.run("float", lambda: {"NDS": 0.6, "mAP": 0.5})
     setup = {**settings.model_dump(mode="json"), "checkpoint": sha256(SHIPPED)}
     steps = Steps(out / "rows", setup)
-    for place, name in enumerate((PTQ, *RULES)):
+    for place, name in enumerate((PTQ, *COMPARED)):
         for seed in range(2):
             row = {"NDS": 0.3 + place / 100 + seed / 50, "mAP": 0.25, "layers": ["a"] * place}
             row |= {"parameters": 1000 * place, "seconds": 3.0 + seed, "bytes": 2_000_000}
@@ -49,7 +50,7 @@ def test_means_and_spread(recipe: Path, tmp_path: Path) -> None:
     assert table[PTQ][:2] == ["0.310 ± 0.010", "0.250 ± 0.000"]
     assert table["QAT"][2:] == ["1", "1,000", "4", "2 MB "]
     kept = json.loads((out / "table.json").read_text())
-    assert list(kept["rows"]) == [PTQ, *RULES]
+    assert list(kept["rows"]) == [PTQ, *COMPARED]
     assert kept["recipe"]["seeds"] == 2
 
 
@@ -57,4 +58,10 @@ def test_means_and_spread(recipe: Path, tmp_path: Path) -> None:
 def test_the_command_from_nothing_to_the_table(recipe: Path, tmp_path: Path) -> None:
     run_ptqat_table(load_recipe(recipe, PtqatTable), tmp_path / "run", jobs=2)
     page = (tmp_path / "run" / "table.md").read_text()
-    assert all(f"| {name} |" in page for name in ("float", PTQ, *RULES))
+    assert all(f"| {name} |" in page for name in ("float", PTQ, *COMPARED))
+
+
+def test_an_unknown_rule_is_refused(recipe: Path) -> None:
+    recipe.write_text(yaml.safe_dump({**RECIPE, "rules": ["PTQAT", "best"]}))
+    with pytest.raises(BevquantError, match="'best' is no rule; choose from QAT, PTQAT"):
+        load_recipe(recipe, PtqatTable)

@@ -27,7 +27,7 @@ from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.bevfusion.losses import LossSettings
 from bevquant.progress import console, track
 from bevquant.provenance import provenance
-from bevquant.ptqat.cuts import Budget
+from bevquant.ptqat.cuts import Budget, Knee, Quantile, Theta
 from bevquant.ptqat.memory import step_bytes
 from bevquant.ptqat.selection import EVERYTHING, INVERTED, PAPER, PROMISING, Rule
 from bevquant.ptqat.settings import Training
@@ -44,13 +44,27 @@ from bevquant.train.batches import with_seen_boxes
 from bevquant.train.loop import loss_terms
 
 PTQ, RANDOM = "PTQ", "random half"
-RULES = {
+RULES: Mapping[str, Rule] = {
     "QAT": EVERYTHING,
     "PTQAT": PAPER,
     "inverted": INVERTED,
-    RANDOM: Rule(Budget(0.5), "mse"),  # of shuffled scores
+    RANDOM: Rule(Budget(0.5)),  # of shuffled scores
     "promising half": PROMISING,
+    "theta 0.005": Rule(Theta(0.005)),
+    "theta 0.02": Rule(Theta(0.02)),
+    "adaptive": Rule(Knee()),
+    "low half, mse": Rule(Quantile(0.5)),
+    "low half, normalised mse": Rule(Quantile(0.5), "normalised_mse"),
+    "low half, cosine": Rule(Quantile(0.5), "cosine"),
+    "low half, sqnr": Rule(Quantile(0.5), "sqnr"),
+    "low half, kl": Rule(Quantile(0.5), "kl"),
+    "low half, mse, by channel": Rule(Quantile(0.5), granularity="channel"),
+    "low half, mse, by block": Rule(Quantile(0.5), granularity="block"),
+    "low half, mse, all quantized": Rule(Quantile(0.5), upstream=True),
+    "high half, mse": Rule(Quantile(0.5), lowest=False),
 }
+"""Which layers are trained, by the names that recipes know."""
+COMPARED = ("QAT", "PTQAT", "inverted", RANDOM, "promising half")
 
 
 class PtqatTable(BaseModel):
@@ -64,6 +78,7 @@ class PtqatTable(BaseModel):
         train_frames: to train on.
         precision: of all layers.
         labels: whether the task's loss is used beside the distance from the float network.
+        rules: names of the rows beside PTQ: see :data:`RULES`.
         training: the same for every row; its seed is not used.
         seeds: repetitions, each with frames, and an order of them, of its own.
     """
@@ -76,6 +91,7 @@ class PtqatTable(BaseModel):
     train_frames: int = Field(ge=1)
     precision: str = "W2A8"
     labels: bool = False
+    rules: tuple[str, ...] = COMPARED
     training: Training = Training()
     seeds: int = Field(default=3, ge=1)
 
@@ -84,6 +100,14 @@ class PtqatTable(BaseModel):
     def _readable(cls, text: str) -> str:
         Precision.parse(text)
         return text
+
+    @field_validator("rules")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in RULES:
+                raise ValueError(f"{name!r} is no rule; choose from {', '.join(RULES)}")
+        return names
 
 
 class Frames(Sequence[Batch]):
@@ -116,7 +140,7 @@ def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    figures = {name: _figures(recipe, out, name) for name in (PTQ, *RULES)}
+    figures = {name: _figures(recipe, out, name) for name in (PTQ, *recipe.rules)}
     where = (
         f"{recipe.precision}, {recipe.training.steps} steps, {recipe.seeds} seeds; generated "
         f"world (seed {recipe.world.seed}), {len(bench.validation)} validation key frames"
@@ -142,7 +166,7 @@ def _measure(recipe: PtqatTable, out: Path, seed: int) -> None:
     bench = Bench(out, recipe.world, recipe.frames)
     frames = Frames(bench.split("world_train"), recipe.train_frames, seed)
     task = Task(frames, loss=detection_loss if recipe.labels else None)
-    for name in (PTQ, *RULES):
+    for name in (PTQ, *recipe.rules):
         if not steps.has(_step(name, seed)):
             model = _start(recipe, bench, start, seed)
             steps.run(_step(name, seed), partial(_row, recipe, bench, model, task, name, seed))
@@ -167,7 +191,7 @@ def _row(
     row: dict[str, Any] = {"layers": [], "parameters": 0, "seconds": 0.0, "bytes": 0}
     if name != PTQ:
         rule, settings = RULES[name], recipe.training.model_copy(update={"seed": seed})
-        scored = candidates(model, task, rule.measure, settings.distillation)
+        scored = candidates(model, task, rule, settings.distillation)
         if name == RANDOM:
             scores = np.random.default_rng(seed).random(len(scored)).tolist()
             scored = [replace(c, score=s) for c, s in zip(scored, scores, strict=True)]

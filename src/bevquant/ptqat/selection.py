@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bevquant.ptqat.cuts import Budget, Candidate, Cut, Quantile, Theta
-from bevquant.ptqat.precheck import Measure
+from bevquant.ptqat.precheck import Granularity, Measure
 
 AnyMeasure = Measure | Literal["promise"]
 
@@ -21,11 +21,15 @@ class Rule:
             the task's loss could win by a layer, for each of its weights (see
             :func:`~bevquant.ptqat.promise.promises`).
         lowest: whether those with the lowest values are trained, or those with the highest.
+        granularity: of the pre-check.
+        upstream: of the pre-check: whether all layers before are quantized too.
     """
 
     cut: Cut
     measure: AnyMeasure = "mse"
     lowest: bool = True
+    granularity: Granularity = "layer"
+    upstream: bool = False
 
     @property
     def reason(self) -> str:

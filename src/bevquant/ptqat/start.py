@@ -10,7 +10,7 @@ from bevquant.progress import console
 from bevquant.ptqat.cuts import Candidate
 from bevquant.ptqat.precheck import precheck
 from bevquant.ptqat.promise import promises
-from bevquant.ptqat.selection import PROMISING, AnyMeasure, Rule, Selection
+from bevquant.ptqat.selection import PROMISING, Rule, Selection
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.show import draw_selection, selection_table
 from bevquant.ptqat.task import Task
@@ -73,7 +73,7 @@ def select(model: nn.Module, task: Task, rule: Rule, distillation: float = 1.0) 
     Raises:
         BevquantError: the rule leaves nothing to train, or nothing is quantized.
     """
-    found = candidates(model, task, rule.measure, distillation)
+    found = candidates(model, task, rule, distillation)
     selection = rule.select(found)
     if not selection.layers:
         scores = [candidate.score for candidate in found]
@@ -85,17 +85,19 @@ def select(model: nn.Module, task: Task, rule: Rule, distillation: float = 1.0) 
 
 
 def candidates(
-    model: nn.Module, task: Task, measure: AnyMeasure, distillation: float = 1.0
+    model: nn.Module, task: Task, rule: Rule, distillation: float = 1.0
 ) -> list[Candidate]:
-    """Measure each quantized layer on the first batches of the task, in order of the calls.
+    """Measure each quantized layer on the first batches of the task, as ``rule`` says.
+
+    In order of the calls.
 
     Raises:
         BevquantError: nothing is quantized, or there is no batch.
     """
     batches = [task.batches[i] for i in range(min(CHECKED, len(task.batches)))]
-    if measure == "promise":
+    if rule.measure == "promise":
         return promises(model, task, batches, distillation)
-    return [
-        Candidate(row.layer, row.weights, row.score(measure))
-        for row in precheck(model, batches, task.forward)
-    ]
+    rows = precheck(
+        model, batches, task.forward, upstream=rule.upstream, granularity=rule.granularity
+    )
+    return [Candidate(row.layer, row.weights, row.score(rule.measure)) for row in rows]
