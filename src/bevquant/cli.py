@@ -149,13 +149,15 @@ def bench(
     data: Data,
     version: Version = "v1.0-world",
     split: Split = "world_val",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[str, typer.Option(help="Of the engine, with commas.")] = "1",
     runs: Annotated[int, typer.Option(min=3, help="Interleaved runs of each file.")] = 20,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The first file in bfloat16, too.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write all figures here too.")] = None,
 ) -> None:
-    """Compare deployed files: latency with spread and size, in one interleaved run."""
-    from bevquant.run import bench_artefacts
+    """Compare deployed files stage by stage: latency with spread, memory, size, interleaved."""
+    from bevquant.speed import bench_artefacts
 
-    bench_artefacts(files, data, version, split, threads, runs)
+    bench_artefacts(files, data, version, split, _counts(threads), runs, bf16, json)
 
 
 @app.command()
@@ -248,6 +250,16 @@ def demo(
     from bevquant.demo.road import run_demo
 
     run_demo(out, quick)
+
+
+def _counts(threads: str) -> list[int]:
+    try:
+        counts = [int(each) for each in threads.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise BevquantError(f"--threads {threads}: give numbers from 1 with commas, such as 1,2")
+    return counts
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import collate
 from bevquant.data.world.generate import generate
 from bevquant.data.world.settings import VERSION, WorldSettings
-from bevquant.deploy.bench import Measurement, bench
 from bevquant.deploy.export import export
 from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
@@ -207,28 +206,6 @@ def export_artefact(
             reconstruct(model, batches)
     export(model, model.prepare(batches[0]), preprocess.SMALL, out)
     console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
-
-
-def bench_artefacts(
-    files: Sequence[Path], data: Path, version: str, split: str, threads: int, runs: int
-) -> list[Measurement]:
-    """Time deployed files side by side on the same frames, and print the comparison."""
-    settings = load(files[0], threads=threads).preprocess
-    dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=4)
-    batches = [collate([dataset.frame(index)], settings) for index in range(len(dataset))]
-    measured = bench(files, batches, threads=threads, rounds=runs)
-    table = Table("file", "size", "latency", "spread", "speed", "integer layers")
-    for row in measured:
-        table.add_row(
-            row.path.name,
-            f"{row.file_bytes / 1e6:.2f} MB",
-            f"{row.latency.median_ms:.1f} ms",
-            f"{row.latency.spread_ms:.1f} ms",
-            f"{measured[0].latency.median_ms / row.latency.median_ms:.2f}x",
-            f"{row.integer_layers} of {row.quantizable_layers}",
-        )
-    console.print(table)
-    return measured
 
 
 def _world_split(root: Path, split: str) -> NuScenesDataset:

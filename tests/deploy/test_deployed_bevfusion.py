@@ -11,8 +11,10 @@ from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import SMALL as PREPROCESS
 from bevquant.data.preprocess import collate
-from bevquant.deploy.bench import bench
+from bevquant.deploy.bench import STAGE_OF, STAGES, Candidate, bench
+from bevquant.deploy.engines import open_engine
 from bevquant.deploy.export import CONFIG_KEY, export, export_float, export_module
+from bevquant.deploy.profile import Profile
 from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import SMALL, BEVFusion
@@ -159,12 +161,30 @@ def test_other_files_are_named(exported, tmp_path):
         load(path)
 
 
-def test_bench_measures_files_on_the_same_frames(exported, batches):
-    paths = [exported.float_file, exported.file]
-    original, quantized = bench(paths, batches, threads=1, rounds=2)
+def test_bench_measures_files_on_the_same_frames(exported, tiny_world):
+    dataset = NuScenesDataset(tiny_world, "v1.0-world", "world_train", sweeps=1)
+    candidates = [Candidate(exported.float_file), Candidate(exported.file)]
+    original, quantized = bench(candidates, dataset, rounds=2, frames=1)
     assert quantized.file_bytes == exported.file.stat().st_size
     assert original.integer_layers == 0 < quantized.integer_layers < quantized.quantizable_layers
+    assert quantized.footprint.weight_bytes < 0.7 * original.footprint.weight_bytes
     for result in (original, quantized):
-        assert 1 < result.latency.median_ms < 60_000
-        assert result.latency.spread_ms >= 0
-        assert result.memory_bytes is None or 2**20 < result.memory_bytes < 2**32
+        assert len(result.latency.runs) == 2
+        assert set(result.modules) == set(STAGE_OF)
+        assert all(timing.median_ms > 0 for timing in result.modules.values())
+        for i, latency in enumerate(result.latency.runs):
+            parts = {name: timing.runs[i] for name, timing in result.stages.items()}
+            assert set(parts) == set(STAGES)
+            assert sum(parts.values()) == pytest.approx(latency, rel=1e-3)
+            # What the engine does outside of the main modules is next to nothing.
+            assert 0 < parts["other"] < 0.2 * result.network.runs[i]
+        footprint = result.footprint
+        assert footprint.load_seconds > 0
+        assert footprint.weight_bytes > original.file_bytes / 4
+        loaded, peak = footprint.loaded_bytes, footprint.peak_bytes
+        assert loaded is None or 2**20 < loaded < peak < 2**32
+
+
+def test_an_engine_without_counters_is_named(exported):
+    with pytest.raises(BevquantError, match="OpenVINO"):
+        Profile(open_engine(exported.float_file, "literal"))

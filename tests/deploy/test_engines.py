@@ -88,3 +88,9 @@ def test_a_missing_reference_engine_is_named(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BevquantError, match="onnxruntime"):
         open_engine(file, "literal")
+
+
+@pytest.mark.skipif(engines.has_bf16(), reason="this processor computes in bfloat16")
+def test_bfloat16_is_refused_where_it_would_be_float32(file):
+    with pytest.raises(BevquantError, match="bfloat16"):
+        open_engine(file, arithmetic="bf16")

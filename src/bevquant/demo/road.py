@@ -14,7 +14,7 @@ from bevquant.data.frame import Batch, Boxes
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.demo.pictures import best_score, choose, picture, seen
-from bevquant.deploy.bench import bench
+from bevquant.deploy.bench import Candidate, bench
 from bevquant.deploy.export import export, export_float
 from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
@@ -252,18 +252,18 @@ class _Road:
         return self._predict(deployed, "deployed")
 
     def _bench(self) -> dict[str, Any]:
-        files = (self._float_file, self._file)
-        fp32, int8 = bench(files, self.batches[:4], threads=1, rounds=self.size.rounds)
+        files = [Candidate(self._float_file), Candidate(self._file)]
+        fp32, int8 = bench(files, self.validation, threads=1, rounds=self.size.rounds)
         return {
             "precision": str(W8A8),
             "engine": "OpenVINO",
             "threads": int8.threads,
-            "latency_ms": int8.latency.median_ms,
-            "latency_spread_ms": int8.latency.spread_ms,
-            "fp32_latency_ms": fp32.latency.median_ms,
-            "fp32_latency_spread_ms": fp32.latency.spread_ms,
-            "memory_bytes": int8.memory_bytes,
-            "fp32_memory_bytes": fp32.memory_bytes,
+            "latency_ms": int8.network.median_ms,
+            "latency_spread_ms": int8.network.spread_ms,
+            "fp32_latency_ms": fp32.network.median_ms,
+            "fp32_latency_spread_ms": fp32.network.spread_ms,
+            "memory_bytes": int8.footprint.peak_bytes,
+            "fp32_memory_bytes": fp32.footprint.peak_bytes,
             "file_bytes": int8.file_bytes,
             "fp32_file_bytes": fp32.file_bytes,
             "integer_layers": int8.integer_layers,

@@ -1,134 +1,214 @@
-"""Measuring deployed files against each other: interleaved runs, medians, spread."""
+"""Measuring deployed BEVFusions against each other: interleaved runs, medians, spread."""
 
-import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
-from bevquant.data.frame import Batch
-from bevquant.deploy.engines import Array, open_engine
+from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.data.preprocess import collate
+from bevquant.deploy.engines import Arithmetic, Array
+from bevquant.deploy.footprint import Footprint, footprint
+from bevquant.deploy.profile import Profile, main_modules
 from bevquant.deploy.runtime import load
+from bevquant.models.bevfusion import HeadOutput
 from bevquant.progress import track
 
 WARM_UP = 2
 
-STATUS = Path("/proc/self/status")
-RESET_PEAK = Path("/proc/self/clear_refs")
+STAGES = ("preprocess", "camera", "LiDAR", "fuse", "head", "decode", "other")
+"""What a frame goes through. ``other`` is the engine between two layers, and its dispatch."""
+
+STAGE_OF = {
+    "img_backbone": "camera",
+    "img_neck": "camera",
+    "view_transform": "camera",
+    "pts_middle_encoder": "LiDAR",
+    "fusion_layer": "fuse",
+    "pts_backbone": "fuse",
+    "pts_neck": "fuse",
+    "bbox_head": "head",
+}
+"""The stage of each main module."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is measured.
+
+    Attributes:
+        path: file of :func:`~bevquant.deploy.export.export`.
+        arithmetic: of what is not computed in integers.
+    """
+
+    path: Path
+    arithmetic: Arithmetic = "f32"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock time of one thing that was run many times, in milliseconds.
+    """Wall-clock time of one thing that was run many times.
 
     Attributes:
-        median_ms: median.
-        spread_ms: interquartile range.
+        runs: milliseconds of each run that counts.
     """
 
-    median_ms: float
-    spread_ms: float
+    runs: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """The median of the runs."""
+        return float(np.median(self.runs))
+
+    @property
+    def spread_ms(self) -> float:
+        """Their interquartile range."""
+        low, high = np.percentile(self.runs, (25, 75))
+        return float(high - low)
+
+    def speed_up(self, of: "Timing") -> float:
+        """Return how many times as fast ``of`` is: the median over runs side by side."""
+        return float(np.median(np.divide(self.runs, of.runs)))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One file at one number of threads.
+    """One candidate at one number of threads.
 
     Attributes:
-        path: the file.
-        threads: of the engine.
-        latency: of one frame through the network, without the preparation of its inputs.
+        candidate: what was measured.
+        threads: of the engine, and of the work around it.
+        latency: from the files of one frame to its boxes.
+        network: from the network's input to its output, the part that is the engine's.
+        stages: parts of ``latency``, by the names in :data:`STAGES`.
+        modules: parts of ``network``, by main module, as the engine counts them.
         file_bytes: size of the file.
-        memory_bytes: see :func:`peak_memory`.
+        footprint: what it takes of a fresh process.
         integer_layers: layers that the engine executes in integers.
         quantizable_layers: layers that could be.
     """
 
-    path: Path
+    candidate: Candidate
     threads: int
     latency: Timing
+    network: Timing
+    stages: dict[str, Timing]
+    modules: dict[str, Timing]
     file_bytes: int
-    memory_bytes: int | None
+    footprint: Footprint
     integer_layers: int
     quantizable_layers: int
 
+    @property
+    def frames_per_second(self) -> float:
+        """Throughput, one frame after the other."""
+        return 1e3 / self.latency.median_ms
+
 
 def bench(
-    paths: Sequence[Path], batches: Sequence[Batch], threads: int = 1, rounds: int = 30
+    candidates: Sequence[Candidate],
+    dataset: NuScenesDataset,
+    threads: int = 1,
+    rounds: int = 20,
+    frames: int = 4,
 ) -> list[Measurement]:
     """Measure deployed BEVFusions on the same frames with OpenVINO.
 
-    Every round runs each file once on the next frame, so that whatever else the machine
-    does falls on all of them alike. Ratios between the results are sound; compare with
-    FP32 by passing a float export.
+    Every round takes each candidate once from the files of the next frame to its boxes, so
+    that whatever else the machine does falls on all of them alike. Ratios between the
+    results are sound; compare with FP32 by passing a float export.
 
     Args:
-        paths: files of :func:`~bevquant.deploy.export.export`.
-        batches: of one frame each, taken in turn.
-        threads: of the engine.
-        rounds: runs of each file that count, after two that do not.
+        candidates: files, and the arithmetic of what is not integer in them.
+        dataset: of frames that the files take.
+        threads: of the engine and of the preparation of its input.
+        rounds: runs of each candidate that count, after two that do not.
+        frames: how many frames of ``dataset`` take turns.
 
     Raises:
-        BevquantError: a file cannot be loaded, or takes other batches.
+        BevquantError: a file cannot be loaded, or takes other frames.
     """
-    deployed = [load(path, threads=threads) for path in paths]
-    inputs = [deployed[0].prepare(batch) for batch in batches]
-    runs = [lambda arrays, network=file.network: network(arrays) for file in deployed]
-    timings = interleave(runs, inputs, rounds)
-    return [
-        Measurement(
-            path=path,
-            threads=threads,
-            latency=timing,
-            file_bytes=path.stat().st_size,
-            memory_bytes=peak_memory(path, inputs, threads),
-            integer_layers=len(file.engine.integer_layers),
-            quantizable_layers=len(file.engine.precisions),
+    used = range(min(frames, len(dataset)))
+    with _torch_threads(threads):
+        roads = [_Road(candidate, dataset, threads) for candidate in candidates]
+        laps: list[list[_Lap]] = [[] for _ in roads]
+        for number in track(range(WARM_UP + rounds), f"bench, {threads} threads"):
+            for road, own in zip(roads, laps, strict=True):
+                own.append(road.run(used[number % len(used)]))
+        inputs = [roads[0].prepare(index) for index in used]
+        return [
+            road.measurement(own[WARM_UP:], inputs) for road, own in zip(roads, laps, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Lap:
+    """Milliseconds of one frame."""
+
+    latency: float
+    network: float
+    stages: dict[str, float]
+    modules: dict[str, float]
+
+
+class _Road:
+    """A candidate, from the files of a frame to its boxes."""
+
+    def __init__(self, candidate: Candidate, dataset: NuScenesDataset, threads: int) -> None:
+        self.candidate = candidate
+        self.dataset = dataset
+        self.threads = threads
+        self.deployed = load(candidate.path, threads=threads, arithmetic=candidate.arithmetic)
+        self.profile = Profile(self.deployed.engine)
+
+    def prepare(self, index: int) -> list[Array]:
+        """Read and preprocess a frame."""
+        batch = collate([self.dataset.frame(index)], self.deployed.preprocess)
+        return self.deployed.prepare(batch)
+
+    def run(self, index: int) -> _Lap:
+        start = time.perf_counter()
+        arrays = self.prepare(index)
+        prepared = time.perf_counter()
+        outputs, spent = self.profile(arrays)
+        computed = time.perf_counter()
+        self.deployed.model.decode(HeadOutput(*map(torch.from_numpy, outputs)))
+        end = time.perf_counter()
+        modules = main_modules(spent)
+        network = 1e3 * (computed - prepared)
+        stages = dict.fromkeys(STAGES, 0.0)
+        stages["preprocess"] = 1e3 * (prepared - start)
+        stages["decode"] = 1e3 * (end - computed)
+        for module, stage in STAGE_OF.items():
+            stages[stage] += modules.get(module, 0.0)
+        stages["other"] = network - sum(modules.get(module, 0.0) for module in STAGE_OF)
+        return _Lap(1e3 * (end - start), network, stages, modules)
+
+    def measurement(self, laps: Sequence[_Lap], inputs: Sequence[Sequence[Array]]) -> Measurement:
+        candidate, engine = self.candidate, self.deployed.engine
+        return Measurement(
+            candidate=candidate,
+            threads=self.threads,
+            latency=Timing(tuple(lap.latency for lap in laps)),
+            network=Timing(tuple(lap.network for lap in laps)),
+            stages={name: Timing(tuple(lap.stages[name] for lap in laps)) for name in STAGES},
+            modules={name: Timing(tuple(lap.modules[name] for lap in laps)) for name in STAGE_OF},
+            file_bytes=candidate.path.stat().st_size,
+            footprint=footprint(candidate.path, inputs, self.threads, candidate.arithmetic),
+            integer_layers=len(engine.integer_layers),
+            quantizable_layers=len(engine.precisions),
         )
-        for path, file, timing in zip(paths, deployed, timings, strict=True)
-    ]
 
 
-def interleave(
-    candidates: Sequence[Callable[[Any], Any]], inputs: Sequence[Any], rounds: int
-) -> list[Timing]:
-    """Time ``candidates`` in turn, each round on the next of ``inputs``."""
-    seconds = np.empty((rounds + WARM_UP, len(candidates)))
-    for number in track(range(len(seconds)), "bench"):
-        for i, run in enumerate(candidates):
-            start = time.perf_counter()
-            run(inputs[number % len(inputs)])
-            seconds[number, i] = time.perf_counter() - start
-    low, median, high = np.percentile(seconds[WARM_UP:] * 1e3, (25, 50, 75), axis=0)
-    return [Timing(*map(float, row)) for row in zip(median, high - low, strict=True)]
-
-
-def peak_memory(path: Path, inputs: Sequence[Sequence[Array]], threads: int = 1) -> int | None:
-    """Return the bytes by which a fresh process grows while it loads ``path`` and runs it.
-
-    ``None`` where the kernel does not tell (anything but Linux).
-    """
-    if not STATUS.exists():
-        return None
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
-        return executor.submit(_growth, path, inputs, threads).result()
-
-
-def _growth(path: Path, inputs: Sequence[Sequence[Array]], threads: int) -> int:
-    RESET_PEAK.write_text("5")
-    before = _status("VmRSS")
-    engine = open_engine(path, threads=threads)
-    for arrays in inputs:
-        engine(arrays)
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
-    """Return an entry of the process status in bytes."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
-    return 1024 * int(line.split()[1])
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,6 +19,7 @@ from bevquant.deploy.placement import has_vnni, linear_as_convolution
 from bevquant.errors import BevquantError
 
 EngineName = Literal["openvino", "literal"]
+Arithmetic = Literal["f32", "bf16"]
 Array = npt.NDArray[Any]
 Run = Callable[[Sequence[Array]], list[Array]]
 
@@ -37,6 +38,7 @@ class Engine:
         precisions: each quantizable layer's precision in the file, ``"W8A8"`` or ``"float"``;
             empty where nothing was quantized.
         integer_layers: the layers that this engine really executes in 8-bit integers.
+        request: of OpenVINO, whose performance counters are on; ``None`` in other engines.
     """
 
     run: Run
@@ -44,6 +46,7 @@ class Engine:
     metadata: dict[str, str]
     precisions: dict[str, str]
     integer_layers: tuple[str, ...]
+    request: openvino.InferRequest | None = None
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the network once.
@@ -59,7 +62,12 @@ class Engine:
         return self.run(arrays)
 
 
-def open_engine(path: Path, engine: EngineName = "openvino", threads: int = 1) -> Engine:
+def open_engine(
+    path: Path,
+    engine: EngineName = "openvino",
+    threads: int = 1,
+    arithmetic: Arithmetic = "f32",
+) -> Engine:
     """Load an exported file.
 
     Args:
@@ -68,6 +76,8 @@ def open_engine(path: Path, engine: EngineName = "openvino", threads: int = 1) -
             DequantizeLinear in float, by ONNX Runtime on one thread without optimisation,
             and is what other engines are compared with.
         threads: of OpenVINO.
+        arithmetic: of OpenVINO where it does not compute in integers; ``"bf16"`` is refused
+            on a processor that has none.
 
     Raises:
         BevquantError: the file is missing, damaged or not one of ours, or the engine is
@@ -82,13 +92,19 @@ def open_engine(path: Path, engine: EngineName = "openvino", threads: int = 1) -
     widen(model)
     try:
         if engine == "openvino":
-            run, integer_layers = _openvino(model, threads)
+            run, integer_layers, request = _openvino(model, threads, arithmetic)
         else:
-            run, integer_layers = _literal(model), ()
+            run, integer_layers, request = _literal(model), (), None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise BevquantError(f"{path}: {engine} cannot load it ({reason})") from error
-    return Engine(run, tuple(shapes), dict(model.metadata_props), precisions, integer_layers)
+    metadata = dict(model.metadata_props)
+    return Engine(run, tuple(shapes), metadata, precisions, integer_layers, request)
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO computes in bfloat16 on this processor."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def read(path: Path) -> ir.Model:
@@ -108,7 +124,11 @@ def read(path: Path) -> ir.Model:
     return model
 
 
-def _openvino(model: ir.Model, threads: int) -> tuple[Run, tuple[str, ...]]:
+def _openvino(
+    model: ir.Model, threads: int, arithmetic: Arithmetic
+) -> tuple[Run, tuple[str, ...], openvino.InferRequest]:
+    if arithmetic == "bf16" and not has_bf16():
+        raise BevquantError("OpenVINO computes in bfloat16 only where the processor does")
     if not has_vnni():
         linear_as_convolution(model)
     core = openvino.Core()
@@ -118,11 +138,13 @@ def _openvino(model: ir.Model, threads: int) -> tuple[Run, tuple[str, ...]]:
         {
             # OpenVINO's own choices are bfloat16 where the processor has it, and integer
             # activations in layers of which only the weights are integers.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": arithmetic,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads,
+            # No slower: two readings of the clock for each node.
+            "PERF_COUNT": True,
         },
     )
     request = compiled.create_infer_request()
@@ -141,9 +163,10 @@ def _openvino(model: ir.Model, threads: int) -> tuple[Run, tuple[str, ...]]:
         return not executed.isdisjoint((node.name, node.outputs[0].name))
 
     layers = json.loads(model.metadata_props[LAYERS_KEY])
-    return run, tuple(
+    integer_layers = tuple(
         layer for layer in layers if layer in products and all(map(is_integer, products[layer]))
     )
+    return run, integer_layers, request
 
 
 def _integer_products(compiled: openvino.CompiledModel) -> set[str]:

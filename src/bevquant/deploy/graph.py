@@ -16,15 +16,19 @@ Transpose, behind which OpenVINO does not find the codes."""
 CALL = "#"
 """The second product of a layer that is called repeatedly is named after it, with ``#1``."""
 
+PART = ":"
+"""Any other node is named after the layer or main module whose code made it: ``head:7``."""
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def finish(model: ir.Model, layers: Collection[str]) -> None:
     """Bring the graph of :func:`torch.onnx.export` into the form that is stored.
 
-    The product of each quantized layer gets the layer's name, weights take the layout that
+    The product of each quantizable layer gets the layer's name, weights take the layout that
     their product reads and are packed, inputs are dequantized right before the product,
-    and the exporter's notes go.
+    and the exporter's notes go. The other nodes are named after the layer or the main module
+    that made them, by which times on an engine are put down to it.
 
     Args:
         model: changed in place.
@@ -37,23 +41,37 @@ def finish(model: ir.Model, layers: Collection[str]) -> None:
     # Weights first: an input that layers share is quantized once, in the code of one of them.
     last = [*stored, *(_sink(node) for node in dequantizes if node not in stored)]
     named: dict[ir.Node, str] = {}
-    for node in last:
-        for product in node.outputs[0].consumers():
-            layer = _scope(node)
-            if product.op_type in PRODUCTS and product not in named and layer in layers:
-                calls = list(named.values()).count(layer)
-                product.name = f"{layer}{CALL}{calls}" if calls else layer
-                named[product] = layer
+    of_quantized = [(node, product) for node in last for product in node.outputs[0].consumers()]
+    for node, product in [*of_quantized, *((node, node) for node in model.graph)]:
+        layer = _layer(node, layers)
+        if product.op_type in PRODUCTS and product not in named and layer is not None:
+            calls = list(named.values()).count(layer)
+            product.name = f"{layer}{CALL}{calls}" if calls else layer
+            named[product] = layer
     pack(model)
     narrow(model)
     RemoveUnusedNodesPass()(model)
+    for number, node in enumerate(model.graph):
+        if node not in named:
+            node.name = f"{_layer(node, layers) or _main_module(node)}{PART}{number}"
     _strip(model.graph)
 
 
-def _scope(node: ir.Node) -> str:
-    """Return the path of the module whose code made ``node``, which has a name of its own."""
+def _layer(node: ir.Node, layers: Collection[str]) -> str | None:
+    """Return the innermost of ``layers`` in whose code ``node`` was made."""
+    return next((scope for scope in reversed(_scopes(node)[:-1]) if scope in layers), None)
+
+
+def _main_module(node: ir.Node) -> str:
+    """Return the child of the whole network in which ``node`` was made, empty for none."""
+    scopes = _scopes(node)
+    return scopes[1] if len(scopes) > 2 else ""
+
+
+def _scopes(node: ir.Node) -> list[str]:
+    """Return the paths of the modules around ``node``, outermost first, then its own name."""
     scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    return scopes[-2] if len(scopes) > 1 else ""
+    return scopes
 
 
 def _sink(node: ir.Node) -> ir.Node:

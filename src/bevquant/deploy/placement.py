@@ -10,6 +10,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
+from bevquant.deploy.graph import PART
 from bevquant.deploy.pack import constant
 
 CHANNELS_FIRST = (0, 3, 1, 2)
@@ -55,6 +56,9 @@ def _replace(graph: ir.Graph, product: ir.Node) -> None:
     def stored(name: str, array: npt.NDArray[Any]) -> ir.Value:
         return tape.initializer(ir.Tensor(array, name=f"{product.outputs[0].name}/{name}"))
 
+    def part(name: str) -> str:
+        return f"{product.name}{PART}{name}"
+
     table = constant(codes)
     if weight.attributes.get_int("axis") == 1:
         table = table.T
@@ -64,16 +68,16 @@ def _replace(graph: ir.Graph, product: ir.Node) -> None:
     if static:
         # A map of one row that holds all the tokens.
         before, after = [1, 1, math.prod(sizes), channels_in], [*sizes, channels_out]
-        x = tape.op("Reshape", [rows, stored("before", np.array(before))])
-        x = tape.op("Transpose", [x], {"perm": CHANNELS_FIRST})
+        x = tape.op("Reshape", [rows, stored("before", np.array(before))], name=part("rows"))
+        x = tape.op("Transpose", [x], {"perm": CHANNELS_FIRST}, name=part("to"))
     else:
         # A map per row, as OpenVINO does not elide the transposition of unknown sizes.
         before, after = [-1, channels_in, 1, 1], [-1, channels_out]
-        x = tape.op("Reshape", [rows, stored("before", np.array(before))])
+        x = tape.op("Reshape", [rows, stored("before", np.array(before))], name=part("rows"))
     x = tape.op("Conv", [x, kernel, *bias], {"kernel_shape": (1, 1)}, name=product.name)
     if static:
-        x = tape.op("Transpose", [x], {"perm": CHANNELS_LAST})
-    x = tape.op("Reshape", [x, stored("after", np.array(after))])
+        x = tape.op("Transpose", [x], {"perm": CHANNELS_LAST}, name=part("from"))
+    x = tape.op("Reshape", [x, stored("after", np.array(after))], name=part("maps"))
 
     for value in tape.initializers:
         graph.register_initializer(value)

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from bevquant.data.frame import Batch, Boxes
 from bevquant.data.preprocess import Preprocess
-from bevquant.deploy.engines import Array, Engine, EngineName, open_engine
+from bevquant.deploy.engines import Arithmetic, Array, Engine, EngineName, open_engine
 from bevquant.deploy.export import CONFIG_KEY, PREPROCESS_KEY
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import BEVFusion, BEVFusionConfig, HeadOutput, NetworkInput
@@ -49,19 +49,25 @@ class Deployed:
         return HeadOutput(*map(torch.from_numpy, self.engine(arrays)))
 
 
-def load(path: Path, engine: EngineName = "openvino", threads: int = 1) -> Deployed:
+def load(
+    path: Path,
+    engine: EngineName = "openvino",
+    threads: int = 1,
+    arithmetic: Arithmetic = "f32",
+) -> Deployed:
     """Load a file that :func:`~bevquant.deploy.export.export` wrote; it needs nothing else.
 
     Args:
         path: the file.
         engine: see :func:`~bevquant.deploy.engines.open_engine`.
         threads: see there.
+        arithmetic: see there.
 
     Raises:
         BevquantError: the file is missing, damaged, from another version or no BEVFusion,
             or the engine is not installed.
     """
-    opened = open_engine(path, engine, threads)
+    opened = open_engine(path, engine, threads, arithmetic)
     try:
         config = BEVFusionConfig.model_validate_json(opened.metadata[CONFIG_KEY])
         preprocess = Preprocess.model_validate_json(opened.metadata[PREPROCESS_KEY])

@@ -1,0 +1,123 @@
+"""The verb ``bench``: deployed files side by side."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.deploy.bench import STAGES, Candidate, Measurement, Timing, bench
+from bevquant.deploy.engines import has_bf16
+from bevquant.deploy.runtime import load
+from bevquant.files import write_json
+from bevquant.progress import console
+from bevquant.provenance import cpu_name
+
+
+def bench_artefacts(
+    files: Sequence[Path],
+    data: Path,
+    version: str,
+    split: str,
+    threads: Sequence[int],
+    rounds: int,
+    bf16: bool,
+    json: Path | None,
+) -> list[Measurement]:
+    """Time deployed files on the same frames; print the comparison, write it to ``json``.
+
+    With ``bf16`` the first file also runs in bfloat16, which OpenVINO would choose by itself.
+
+    Raises:
+        BevquantError: a file or the data cannot be used.
+    """
+    candidates = [Candidate(file) for file in files]
+    if bf16 and has_bf16():
+        candidates.insert(1, Candidate(files[0], "bf16"))
+    elif bf16:
+        console.print("bf16: skipped, this processor does not compute in bfloat16")
+    settings = load(files[0]).preprocess
+    dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=4)
+    dataset.check()
+    measured = []
+    for count in threads:
+        rows = bench(candidates, dataset, count, rounds)
+        console.print(_table(rows))
+        measured += rows
+    if json is not None:
+        write_json(json, {"cpu": cpu_name(), "measurements": list(map(describe, measured))})
+    return measured
+
+
+def describe(row: Measurement) -> dict[str, Any]:
+    """Return a measurement as JSON values, times in milliseconds."""
+
+    def times(timings: dict[str, Timing]) -> dict[str, Any]:
+        return {name: _described(timing) for name, timing in timings.items()}
+
+    return {
+        "file": row.candidate.path.name,
+        "arithmetic": row.candidate.arithmetic,
+        "threads": row.threads,
+        "latency": _described(row.latency),
+        "network": _described(row.network),
+        "stages": times(row.stages),
+        "modules": times(row.modules),
+        "frames_per_second": row.frames_per_second,
+        "file_bytes": row.file_bytes,
+        "load_seconds": row.footprint.load_seconds,
+        "weight_bytes": row.footprint.weight_bytes,
+        "loaded_bytes": row.footprint.loaded_bytes,
+        "peak_bytes": row.footprint.peak_bytes,
+        "integer_layers": row.integer_layers,
+        "quantizable_layers": row.quantizable_layers,
+    }
+
+
+def _described(timing: Timing) -> dict[str, Any]:
+    return {"median_ms": timing.median_ms, "spread_ms": timing.spread_ms, "runs": timing.runs}
+
+
+def _table(rows: Sequence[Measurement]) -> Table:
+    """Return one column for each file, relative to the first."""
+    first = rows[0]
+    table = Table("", *map(_name, rows), title=f"{first.threads} threads, OpenVINO")
+
+    def times(name: str, read: Callable[[Measurement], Timing]) -> None:
+        table.add_row(f"{name}, ms", *(_time(read(row), read(first)) for row in rows))
+
+    def sizes(name: str, read: Callable[[Measurement], int | None]) -> None:
+        table.add_row(f"{name}, MB", *(_size(read(row), read(first)) for row in rows))
+
+    times("frame", lambda row: row.latency)
+    table.add_row("frames a second", *(f"{row.frames_per_second:.2f}" for row in rows))
+    times("network", lambda row: row.network)
+    for stage in STAGES:
+        times(stage, lambda row, stage=stage: row.stages[stage])  # type: ignore[misc]
+    table.add_section()
+    sizes("file", lambda row: row.file_bytes)
+    sizes("weights", lambda row: row.footprint.weight_bytes)
+    sizes("loaded", lambda row: row.footprint.loaded_bytes)
+    sizes("peak", lambda row: row.footprint.peak_bytes)
+    table.add_row("load, s", *(f"{row.footprint.load_seconds:.2f}" for row in rows))
+    table.add_row(
+        "integer layers", *(f"{row.integer_layers} of {row.quantizable_layers}" for row in rows)
+    )
+    return table
+
+
+def _name(row: Measurement) -> str:
+    suffix = "" if row.candidate.arithmetic == "f32" else f", {row.candidate.arithmetic}"
+    return row.candidate.path.name + suffix
+
+
+def _time(own: Timing, first: Timing) -> str:
+    ratio = "" if own is first else f" {first.speed_up(of=own):.2f}x"
+    return f"{own.median_ms:.1f} ±{own.spread_ms:.1f}{ratio}"
+
+
+def _size(own: int | None, first: int | None) -> str:
+    if own is None or first is None:
+        return "not told"
+    return f"{own / 1e6:.2f} ({own / first:.3f})"
