@@ -135,6 +135,21 @@ def test_export_eval_and_bench_of_the_shipped_network(tiny_world: Path, tmp_path
     result = bevquant("eval", int8, *data, "--limit", 1, "--json", figures, env=environment)
     assert result.returncode == 0, result.stderr
     assert 0 <= json.loads(figures.read_text())["NDS"] <= 1
-    result = bevquant("bench", fp32, int8, *data, "--runs", 3, env=environment)
+    times = tmp_path / "times.json"
+    options = ("--runs", 3, "--threads", "1,2", "--json", times)
+    result = bevquant("bench", fp32, int8, *data, *options, env=environment)
     assert result.returncode == 0, result.stderr
     assert "int8.onnx" in result.stdout
+    rows = json.loads(times.read_text())["measurements"]
+    measured = [(row["file"], row["threads"]) for row in rows]
+    assert measured == [(file, n) for n in (1, 2) for file in ("fp32.onnx", "int8.onnx")]
+    for row in rows:
+        parts = [stage["runs"] for stage in row["stages"].values()]
+        assert list(map(sum, zip(*parts, strict=True))) == pytest.approx(row["latency"]["runs"])
+
+
+def test_bench_refuses_a_number_of_threads(tmp_path: Path) -> None:
+    for threads in ("0", "two", "1,,2"):
+        result = bevquant("bench", "x.onnx", "--data", tmp_path, "--threads", threads)
+        assert result.returncode == 2
+        assert f"--threads {threads}: give numbers" in result.stderr
