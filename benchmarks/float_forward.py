@@ -55,6 +55,7 @@ def frame() -> Batch:
         camera2lidar=tensor("camera2lidar"),
         image_augmentation=tensor("img_aug_matrix"),
         lidar_augmentation=tensor("lidar_aug_matrix"),
+        lidar2ego=torch.eye(4).expand(1, 4, 4),
         tokens=("fixture",),
     )
 

@@ -31,13 +31,17 @@ def world(
     scenes: Annotated[int, typer.Option(min=1)] = 20,
     keyframes: Annotated[int, typer.Option(min=2, help="Key frames a scene.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Map and occupancy labels too; twice the time.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
 ) -> None:
     """Generate a driving data set in the nuScenes schema."""
     from bevquant.data.world.generate import generate
     from bevquant.data.world.settings import WorldSettings
 
-    generate(directory, WorldSettings(scenes=scenes, keyframes=keyframes, seed=seed), jobs)
+    settings = WorldSettings(scenes=scenes, keyframes=keyframes, seed=seed, labels=labels)
+    generate(directory, settings, jobs)
 
 
 @app.command()
@@ -47,11 +51,9 @@ def train(
     jobs: Annotated[int, typer.Option(min=1, help="Worker processes for the data.")] = 2,
 ) -> None:
     """Train a float network; stopped at any moment, the same command continues."""
-    from bevquant.recipe import TrainRecipe, load_recipe
-    from bevquant.run import run_training
+    from bevquant.run import train_from
 
-    settings = load_recipe(recipe, TrainRecipe)
-    run_training(settings, out or Path("runs") / settings.name, jobs)
+    train_from(recipe, out, jobs)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bevquant.files import write_json
-from bevquant.models.bevfusion.shapes import shapes_only
+from bevquant.models.shapes import shapes_only
 from bevquant.models.zoo import network
 from bevquant.progress import console
 from bevquant.quant.genes import thesis_genes
@@ -31,7 +31,7 @@ def list_layers(model: str, *, everything: bool, json: Path | None) -> list[Laye
     Raises:
         BevquantError: there is no such network, or ``json`` cannot be written.
     """
-    module, inputs = shapes_only(network(model).config)
+    module, inputs = shapes_only(network(model).build)
     counted = layers(module, inputs, lambda _, shapes: module.network(shapes))
     by_name = {info.name: info for info in counted}
     names = [name for name, _, _ in find_layers(module)] if everything else thesis_genes(module)

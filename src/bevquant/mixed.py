@@ -16,7 +16,7 @@ from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.errors import BevquantError
 from bevquant.files import read_json, write_json
 from bevquant.models.bevfusion import BEVFusion
-from bevquant.models.bevfusion.model import NetworkInput
+from bevquant.models.bevfusion.encoder import NetworkInput
 from bevquant.models.bevfusion.transfusion import HeadOutput
 from bevquant.progress import console
 from bevquant.quant.inventory import layers

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bevquant.data.world.settings import WorldSettings
 from bevquant.errors import BevquantError
-from bevquant.train.settings import TrainSettings
+from bevquant.train.settings import OptimSettings, TrainSettings
 
 
 class TrainRecipe(BaseModel):
@@ -28,6 +28,30 @@ class TrainRecipe(BaseModel):
     model: Literal["bevfusion_small"]
     world: WorldSettings
     train: TrainSettings
+
+
+class TailRecipe(BaseModel):
+    """How a shipped dense network is made from the shipped detector's encoder.
+
+    Attributes:
+        name: name of the experiment, of its run folder and of the checkpoint.
+        model: the network.
+        world: the generated data set, with labels; its validation split is measured.
+        train: the optimisation of everything behind the fused map.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model: Literal["bevfusion_seg_small", "bevfusion_occ_small"]
+    world: WorldSettings
+    train: OptimSettings
+
+    @model_validator(mode="after")
+    def _labelled(self) -> "TailRecipe":
+        if not self.world.labels:
+            raise ValueError("world.labels must be true: this network learns from labels")
+        return self
 
 
 R = TypeVar("R", bound=BaseModel)

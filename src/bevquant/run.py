@@ -21,8 +21,8 @@ from bevquant.files import read_json, write_json
 from bevquant.memory import keep_freed_memory
 from bevquant.metrics.detection import DetectionMetrics
 from bevquant.models.bevfusion import SMALL, BEVFusion
-from bevquant.models.weights import load_weights
-from bevquant.models.zoo import network
+from bevquant.models.weights import load_encoder, load_weights
+from bevquant.models.zoo import DENSE, DETECTORS, network
 from bevquant.progress import console
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
@@ -31,9 +31,11 @@ from bevquant.quant.prepare import quantize
 from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.refine import refine
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
-from bevquant.recipe import TrainRecipe
+from bevquant.recipe import TailRecipe, TrainRecipe, load_recipe, read_recipe
 from bevquant.report.look import draw_frame
+from bevquant.train.fused import train_tail
 from bevquant.train.loop import train
+from bevquant.train.settings import OptimSettings
 
 SHIPPED = Path(__file__).parent / "models" / "checkpoints" / "bevfusion_small_world.safetensors"
 """The trained small BEVFusion that comes with the package; its card lies beside it."""
@@ -48,28 +50,70 @@ def ensure_world(directory: Path, settings: WorldSettings, jobs: int) -> None:
     record = directory / VERSION / "settings.json"
     if not record.exists():
         generate(directory, settings, jobs)
-    elif read_json(record) != settings.model_dump(mode="json"):
+    elif WorldSettings.model_validate(read_json(record)) != settings:
         raise BevquantError(
             f"{record}: the world there was made with other settings; choose another folder"
         )
 
 
+def train_from(path: Path, out: Path | None, jobs: int) -> None:
+    """Train as the recipe at ``path`` says; continues a stopped run.
+
+    Args:
+        path: of a detector, or of a dense network on the shipped detector's encoder.
+        out: run folder, ``runs/NAME`` by default.
+        jobs: processes that generate the data.
+
+    Raises:
+        BevquantError: the recipe is invalid, or the folder belongs to another run.
+    """
+    if read_recipe(path).get("model") in DENSE:
+        tail = load_recipe(path, TailRecipe)
+        run_tail_training(tail, out or Path("runs") / tail.name, jobs)
+    else:
+        recipe = load_recipe(path, TrainRecipe)
+        run_training(recipe, out or Path("runs") / recipe.name, jobs)
+
+
 def run_training(recipe: TrainRecipe, out: Path, jobs: int) -> None:
-    """Train as the recipe says, in the run folder ``out``; continues a stopped run."""
-    ensure_world(out / "world", recipe.world, jobs)
-    keep_freed_memory()
-    torch.set_num_threads(1)  # parts of a batch run side by side, one core each
-    torch.manual_seed(recipe.train.seed)
-    train_set = _world_split(out / "world", "world_train")
-    train_set.check_points(preprocess.SMALL)
+    """Train the small detector as the recipe says, in the run folder ``out``."""
+    net = DETECTORS[recipe.model]
+    _start_training(recipe.world, recipe.train, out, jobs)
+    train_set = net.dataset(out / "world", VERSION, "world_train")
+    train_set.check_points(net.preprocess)
     train(
-        BEVFusion(SMALL),
-        preprocess.SMALL,
+        net.build(),
+        net.preprocess,
         train_set=train_set,
-        val_set=_world_split(out / "world", "world_val"),
+        val_set=net.dataset(out / "world", VERSION, "world_val"),
         settings=recipe.train,
         run_folder=out,
     )
+
+
+def run_tail_training(recipe: TailRecipe, out: Path, jobs: int) -> None:
+    """Train a dense network on the shipped detector's encoder, in the run folder ``out``."""
+    net = DENSE[recipe.model]
+    _start_training(recipe.world, recipe.train, out, jobs)
+    train_set = net.dataset(out / "world", VERSION, "world_train")
+    train_set.check_points(net.preprocess)
+    model = net.build()
+    load_encoder(model, SHIPPED)
+    train_tail(
+        model,
+        net.preprocess,
+        train_set=train_set,
+        val_set=net.dataset(out / "world", VERSION, "world_val"),
+        settings=recipe.train,
+        run_folder=out,
+    )
+
+
+def _start_training(world: WorldSettings, settings: OptimSettings, out: Path, jobs: int) -> None:
+    ensure_world(out / "world", world, jobs)
+    keep_freed_memory()
+    torch.set_num_threads(1)  # parts of a batch run side by side, one core each
+    torch.manual_seed(settings.seed)
 
 
 def load_small(checkpoint: Path | None = None) -> BEVFusion:
@@ -206,10 +250,6 @@ def export_artefact(
             reconstruct(model, batches)
     export(model, model.prepare(batches[0]), preprocess.SMALL, out)
     console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
-
-
-def _world_split(root: Path, split: str) -> NuScenesDataset:
-    return NuScenesDataset(root, VERSION, split, sweeps=preprocess.SMALL.sweeps)
 
 
 def _metrics_table(title: str, metrics: DetectionMetrics) -> Table:

@@ -49,7 +49,7 @@ def test_windows_lose_no_hit() -> None:
             windows = list(lidar._windows(points, SETTINGS.azimuths))
         else:
             matrix = MOUNTS[channel].camera_matrix(SETTINGS.image_size)
-            directions = camera._pixel_rays(matrix, SETTINGS.image_size)
+            directions = camera.pixel_rays(matrix, SETTINGS.image_size)
             windows = list(camera._windows(points, matrix, SETTINGS.image_size))
         rays = Rays(pose.translation, rotate(pose.rotation, directions))
         found = cast(rays, scene.plane, solids, windows, len(scene.actors))

@@ -49,6 +49,7 @@ def synthetic_batch(
         camera2lidar=torch.inverse(lidar2camera),
         image_augmentation=augmentation.expand(frames, 6, 4, 4),
         lidar_augmentation=torch.eye(4).expand(frames, 4, 4),
+        lidar2ego=torch.eye(4).expand(frames, 4, 4),
         tokens=tuple(str(i) for i in range(frames)),
     )
 

@@ -147,6 +147,7 @@ def batch_of(fixture: Fixture) -> Batch:
         camera2lidar=matrices("camera2lidar", 1, 6, 4, 4),
         image_augmentation=matrices("img_aug_matrix", 1, 6, 4, 4),
         lidar_augmentation=matrices("lidar_aug_matrix", 1, 4, 4),
+        lidar2ego=torch.eye(4).expand(1, 4, 4),
         tokens=("parity",),
     )
 

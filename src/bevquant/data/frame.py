@@ -5,12 +5,14 @@ LIDAR_TOP); lengths in metres, angles in radians, speeds in metres a second.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from bevquant.data.labels import Occupancy
 
 CAMERAS = (
     "CAM_FRONT",
@@ -75,6 +77,9 @@ class Frame:
         boxes: ground truth, or ``None``.
         boxes_points: int64 [n], LiDAR points inside each ground-truth box as annotated,
             or ``None``.
+        map_masks: bool [6, X, Y] over a :class:`~bevquant.data.labels.MapGrid` in the LiDAR
+            frame, which classes of the map each cell has, or ``None``.
+        occupancy: what fills the voxels round the car, or ``None``.
     """
 
     token: str
@@ -86,6 +91,8 @@ class Frame:
     ego2global: Array
     boxes: Boxes | None = None
     boxes_points: Array | None = None
+    map_masks: Array | None = None
+    occupancy: Occupancy | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,11 @@ class Batch:
             (resize, crop, flip, rotation).
         lidar_augmentation: float32 [B, 4, 4], LiDAR frame -> augmented LiDAR frame
             (the points and boxes here are already in the augmented frame).
+        lidar2ego: float32 [B, 4, 4], LiDAR frame (not augmented) -> car.
         tokens: B sample tokens.
         boxes: ground truth per frame in the augmented LiDAR frame, or ``None``.
+        map_masks: bool [B, 6, X, Y], see :class:`Frame`; their grid is not augmented.
+        occupancy: of the B frames, in the car's frame, or ``None``.
     """
 
     images: Tensor
@@ -113,10 +123,13 @@ class Batch:
     camera2lidar: Tensor
     image_augmentation: Tensor
     lidar_augmentation: Tensor
+    lidar2ego: Tensor
     tokens: tuple[str, ...]
     boxes: tuple[Boxes, ...] | None = None
+    map_masks: Tensor | None = None
+    occupancy: Occupancy | None = None
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> Self:
         """Return the same batch with every network input on ``device``."""
         moved: dict[str, Any] = {
             field.name: getattr(self, field.name).to(device)

@@ -13,6 +13,8 @@ from PIL import Image
 
 from bevquant.data.frame import CAMERAS, CLASSES, Array, Boxes, Frame
 from bevquant.data.geometry import pose_matrix, rigid_inverse, rotation_matrices
+from bevquant.data.label_files import RoadMap, read_occupancy
+from bevquant.data.labels import MapGrid, Occupancy
 from bevquant.data.preprocess import Preprocess, points_in_range
 from bevquant.data.sweeps import check_size, compensate, read_points
 from bevquant.data.tables import open_tables, split_tokens
@@ -21,6 +23,9 @@ from bevquant.files import read_json, sha256
 from bevquant.progress import track
 
 LIDAR = "LIDAR_TOP"
+
+LABEL_SUFFIXES = {".json", ".npz"}
+"""Of the files with map and occupancy labels."""
 
 
 class NuScenesDataset:
@@ -32,6 +37,8 @@ class NuScenesDataset:
         sweeps: how many earlier LiDAR sweeps a frame gets at most (fewer at the start of
             a scene).
         beam_step: 1 for all LiDAR beams; 2 keeps every other ring, as an ablation.
+        map_grid: cells of the map labels that a frame gets, ``None`` for no map labels.
+        occupancy: whether a frame gets occupancy labels.
         tokens: sample tokens in the order of the sample table.
 
     Raises:
@@ -49,15 +56,20 @@ class NuScenesDataset:
         sweeps: int,
         limit: int | None = None,
         beam_step: int = 1,
+        map_grid: MapGrid | None = None,
+        occupancy: bool = False,
     ) -> None:
         """Open ``split`` of ``root/version``; with ``limit`` only its first frames."""
         self.devkit: NuScenes = open_tables(root, version)
         self.split = split
         self.sweeps = sweeps
         self.beam_step = beam_step
+        self.map_grid = map_grid
+        self.occupancy = occupancy
         self.tokens: tuple[str, ...] = split_tokens(self.devkit, split)[:limit]
         self._folder = root / version
         self._root = root
+        self._maps: dict[Path, RoadMap] = {}
         velocity = self._folder / "velocity.json"
         self._velocities: dict[str, list[float] | None] = (
             read_json(velocity) if velocity.is_file() else {}
@@ -83,13 +95,16 @@ class NuScenesDataset:
             try:
                 size = path.stat().st_size
             except OSError as error:
+                label = path.suffix in LABEL_SUFFIXES
+                mend = "unpack the labels there, or generate the world with --labels"
                 raise BevquantError(
-                    f"{path}: cannot be read ({error.strerror}); restore it"
+                    f"{path}: cannot be read ({error.strerror}); {mend if label else 'restore it'}"
                 ) from error
             if path.suffix == ".bin":
                 check_size(path, size)
             elif size == 0:
-                raise BevquantError(f"{path}: the image is empty; restore it")
+                kind = "file" if path.suffix in LABEL_SUFFIXES else "image"
+                raise BevquantError(f"{path}: the {kind} is empty; restore it")
 
     def check_points(self, preprocess: Preprocess) -> None:
         """Read the LiDAR points of every frame, so that bad ones stop no run half-way.
@@ -140,7 +155,31 @@ class NuScenesDataset:
             ego2global=ego2global,
             boxes=boxes if annotated else None,
             boxes_points=boxes_points if annotated else None,
+            map_masks=self.map_masks(index),
+            occupancy=self.voxels(index),
         )
+
+    def map_masks(self, index: int) -> Array | None:
+        """Return the map labels of a frame, bool [6, X, Y], if this data set has any.
+
+        Raises:
+            BevquantError: the map of the frame's location is missing or broken.
+        """
+        if self.map_grid is None:
+            return None
+        path = self._map_path(self.tokens[index])
+        if path not in self._maps:
+            self._maps[path] = RoadMap(path)
+        lidar2ego, ego2global = self.poses(self.tokens[index])
+        return self._maps[path].raster(ego2global @ lidar2ego, self.map_grid)
+
+    def voxels(self, index: int) -> Occupancy | None:
+        """Return the occupancy labels of a frame, if this data set has any.
+
+        Raises:
+            BevquantError: the file is missing or broken.
+        """
+        return read_occupancy(self._voxel_path(self.tokens[index])) if self.occupancy else None
 
     def _points(self, token: str) -> Array:
         key, *earlier = self._lidar_records(token)
@@ -200,6 +239,20 @@ class NuScenesDataset:
                 yield self._path(self._key_record(token, camera))
             for record in self._lidar_records(token):
                 yield self._path(record)
+            if self.occupancy:
+                yield self._voxel_path(token)
+        if self.map_grid is not None:
+            yield from sorted({self._map_path(token) for token in self.tokens})
+
+    def _map_path(self, token: str) -> Path:
+        location = self._get("log", self._scene(token)["log_token"])["location"]
+        return self._root / "maps" / "expansion" / f"{location}.json"
+
+    def _voxel_path(self, token: str) -> Path:
+        return self._root / "gts" / str(self._scene(token)["name"]) / token / "labels.npz"
+
+    def _scene(self, token: str) -> dict[str, Any]:
+        return self._get("scene", self._get("sample", token)["scene_token"])
 
     def _lidar_records(self, token: str) -> list[dict[str, Any]]:
         """List the ``sample_data`` of a sample's LiDAR and its earlier sweeps, newest first."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bevquant.data.frame import Array, Batch, Frame
 from bevquant.data.geometry import rigid_inverse
+from bevquant.data.labels import Occupancy
 from bevquant.errors import BevquantError
 
 
@@ -70,6 +71,8 @@ def collate(frames: Sequence[Frame], preprocess: Preprocess) -> Batch:
     intrinsics = np.broadcast_to(np.eye(4), lidar2camera.shape).copy()
     intrinsics[..., :3, :3] = np.stack([frame.intrinsics for frame in frames])
     boxes = tuple(frame.boxes for frame in frames if frame.boxes is not None)
+    masks = [frame.map_masks for frame in frames if frame.map_masks is not None]
+    voxels = [frame.occupancy for frame in frames if frame.occupancy is not None]
     return Batch(
         images=_normalised(frames, preprocess),
         points=tuple(
@@ -83,8 +86,20 @@ def collate(frames: Sequence[Frame], preprocess: Preprocess) -> Batch:
             np.array([[_augmentation(i, preprocess) for i in frame.images] for frame in frames])
         ),
         lidar_augmentation=torch.eye(4).repeat(len(frames), 1, 1),
+        lidar2ego=_float(np.stack([frame.lidar2ego for frame in frames])),
         tokens=tuple(frame.token for frame in frames),
         boxes=boxes if len(boxes) == len(frames) else None,
+        map_masks=torch.from_numpy(np.stack(masks)) if len(masks) == len(frames) else None,
+        occupancy=stack_occupancy(voxels) if len(voxels) == len(frames) else None,
+    )
+
+
+def stack_occupancy(labels: Sequence[Occupancy]) -> Occupancy:
+    """Return the labels of B frames as one, with B in front."""
+    return Occupancy(
+        torch.stack([one.semantics for one in labels]),
+        torch.stack([one.mask_lidar for one in labels]),
+        torch.stack([one.mask_camera for one in labels]),
     )
 
 

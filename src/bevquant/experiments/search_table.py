@@ -18,7 +18,7 @@ from bevquant.experiments.variants import Bench
 from bevquant.files import write_json, write_text
 from bevquant.mixed import heatmap_cosine, run_network
 from bevquant.models.bevfusion import BEVFusion
-from bevquant.models.bevfusion.model import NetworkInput
+from bevquant.models.bevfusion.encoder import NetworkInput
 from bevquant.progress import console
 from bevquant.provenance import provenance
 from bevquant.quant.inventory import layers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.files import atomic_path
+from bevquant.models.bevfusion.encoder import FUSING, REFINING, BEVEncoder
 from bevquant.models.pickled import read_state
 
 LISTED = 5
@@ -48,16 +49,22 @@ def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
     Raises:
         BevquantError: the file is missing, damaged, or of another model.
     """
-    if not path.is_file():
-        raise BevquantError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise BevquantError(f"{path}: not a readable safetensors file ({error})") from error
+    state, metadata = _read(path)
     load_state(module, state, path)
     return metadata
+
+
+def load_encoder(model: BEVEncoder, path: Path) -> None:
+    """Load the weights of another network's encoder; the head of ``model`` stays as it is.
+
+    Raises:
+        BevquantError: the file is missing, damaged, or of another encoder.
+    """
+    names = (*FUSING, *REFINING)
+    encoder = nn.ModuleDict({name: model.get_submodule(name) for name in names})
+    state, _ = _read(path)
+    shared = {name: value for name, value in state.items() if name.partition(".")[0] in names}
+    load_state(encoder, shared, path)
 
 
 def import_checkpoint(module: nn.Module, path: Path, old_boxes: bool | None = None) -> None:
@@ -104,6 +111,19 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> 
     if differences:
         raise BevquantError(f"{source}: the weights of another model: {'; '.join(differences)}")
     module.load_state_dict(state, strict=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return weights and metadata of a file of :func:`save_weights`."""
+    if not path.is_file():
+        raise BevquantError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise BevquantError(f"{path}: not a readable safetensors file ({error})") from error
+    return state, metadata
 
 
 def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -1,54 +1,104 @@
 """The networks by the names under which the command line knows them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from bevquant.data import preprocess
+from bevquant.data.labels import MapGrid
+from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import Preprocess
 from bevquant.errors import BevquantError
-from bevquant.models.bevfusion import FULL, SMALL, BEVFusion, BEVFusionConfig
+from bevquant.models import bevfusion, occupancy, segmentation
+from bevquant.models.bevfusion import BEVFusion
+from bevquant.models.bevfusion.encoder import BEVEncoder
+from bevquant.models.dense import DenseNetwork
+from bevquant.models.occupancy import BEVOccupancy
+from bevquant.models.segmentation import BEVSegmentation
 from bevquant.models.weights import import_checkpoint, load_weights
+
+M = TypeVar("M", bound=BEVEncoder)
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Generic[M]):
     """A network before it has weights.
 
     Attributes:
-        config: what it is made of.
+        build: makes it, with random weights.
         preprocess: what becomes of a frame before it enters the network.
+        map_grid: cells of the map labels it is measured on, if it is.
+        occupancy: whether it is measured on occupancy labels.
     """
 
-    config: BEVFusionConfig
+    build: Callable[[], M]
     preprocess: Preprocess
+    map_grid: MapGrid | None = None
+    occupancy: bool = False
 
-    def load(self, path: Path, old_boxes: bool | None = None) -> BEVFusion:
+    def load(self, path: Path, old_boxes: bool | None = None) -> M:
         """Build the network with the weights of ``path``, in evaluation mode.
 
         Args:
-            path: our own ``.safetensors``, or anything else as a checkpoint of
-                mmdetection3d.
+            path: our own ``.safetensors``, or anything else as a public checkpoint.
             old_boxes: see :func:`~bevquant.models.weights.import_checkpoint`.
 
         Raises:
             BevquantError: the file is missing, damaged, or of another model.
         """
-        model = BEVFusion(self.config).eval()
+        model = self.build().eval()
         if path.suffix == ".safetensors":
             load_weights(model, path)
         else:
             import_checkpoint(model, path, old_boxes)
         return model
 
+    def dataset(
+        self, root: Path, version: str, split: str, *, limit: int | None = None
+    ) -> NuScenesDataset:
+        """Open a split with the sweeps and labels that belong to the network."""
+        return NuScenesDataset(
+            root,
+            version,
+            split,
+            sweeps=self.preprocess.sweeps,
+            limit=limit,
+            map_grid=self.map_grid,
+            occupancy=self.occupancy,
+        )
 
-NETWORKS = {
-    "bevfusion": Network(FULL, preprocess.FULL),
-    "bevfusion_small": Network(SMALL, preprocess.SMALL),
+
+DETECTORS = {
+    "bevfusion": Network(partial(BEVFusion, bevfusion.FULL), preprocess.FULL),
+    "bevfusion_small": Network(partial(BEVFusion, bevfusion.SMALL), preprocess.SMALL),
 }
 
+DENSE: dict[str, Network[DenseNetwork]] = {
+    "bevfusion_seg": Network(
+        partial(BEVSegmentation, segmentation.FULL),
+        preprocess.FULL.model_copy(update={"point_range": segmentation.FULL.point_range}),
+        map_grid=segmentation.FULL.map_head.grid,
+    ),
+    "bevfusion_seg_small": Network(
+        partial(BEVSegmentation, segmentation.SMALL),
+        preprocess.SMALL,
+        map_grid=segmentation.SMALL.map_head.grid,
+    ),
+    "bevfusion_occ": Network(
+        partial(BEVOccupancy, occupancy.FULL), preprocess.FULL, occupancy=True
+    ),
+    "bevfusion_occ_small": Network(
+        partial(BEVOccupancy, occupancy.SMALL), preprocess.SMALL, occupancy=True
+    ),
+}
 
-def network(name: str) -> Network:
+NETWORKS: dict[str, Network[Any]] = {**DETECTORS, **DENSE}
+
+
+def network(name: str) -> Network[Any]:
     """Return the network called ``name``.
 
     Raises:

@@ -1,8 +1,9 @@
 """The training batches: a function of the settings and the step, and of nothing else."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from bevquant.data.frame import Batch, Boxes, Frame
 from bevquant.data.preprocess import Preprocess, collate
 from bevquant.errors import BevquantError
 from bevquant.train.augment import augment
-from bevquant.train.settings import TrainSettings
+from bevquant.train.settings import OptimSettings, TrainSettings
+
+Part = TypeVar("Part")
 
 
 class Frames(Protocol):
@@ -25,57 +28,59 @@ class Frames(Protocol):
         ...
 
 
-class TrainBatches(Dataset[tuple[Batch, ...]]):
+class StepBatches(Dataset[tuple[Part, ...]], ABC, Generic[Part]):
     """The batch of each step of a run, in one part per replica.
 
-    Frame order and augmentation follow from the seed and the step, so a run that was
+    Frame order and whatever is random follow from the seed and the step, so a run that was
     stopped goes on with the very batches it would have seen.
+
+    Args:
+        count: training frames.
+        settings: how they make up batches.
 
     Raises:
         BevquantError: there are fewer frames than a batch holds.
     """
 
-    def __init__(self, frames: Frames, preprocess: Preprocess, settings: TrainSettings) -> None:
-        self.frames = frames
-        self.preprocess = preprocess
-        self.settings = settings
-        self.steps_per_epoch = len(frames) // settings.batch_size
+    def __init__(self, count: int, settings: OptimSettings) -> None:
+        self.count = count
+        self.optim = settings
+        self.steps_per_epoch = count // settings.batch_size
         if self.steps_per_epoch == 0:
             raise BevquantError(
-                f"train.batch_size: {settings.batch_size} is more than the {len(frames)} training "
+                f"train.batch_size: {settings.batch_size} is more than the {count} training "
                 "frames; lower it or generate more scenes"
             )
 
     def __len__(self) -> int:
         """Steps of the run."""
-        return self.settings.epochs * self.steps_per_epoch
+        return self.optim.epochs * self.steps_per_epoch
 
-    def __getitem__(self, step: int) -> tuple[Batch, ...]:
-        random = np.random.default_rng((self.settings.seed, 1, step))
-        frames = [with_seen_boxes(self.frames.frame(index)) for index in self.indices(step)]
-        size = len(frames) // self.settings.replicas
-        parts = [frames[i : i + size] for i in range(0, len(frames), size)]
-        return tuple(self._part(part, random) for part in parts)
+    def __getitem__(self, step: int) -> tuple[Part, ...]:
+        random = np.random.default_rng((self.optim.seed, 1, step))
+        indices = self.indices(step)
+        size = len(indices) // self.optim.replicas
+        return tuple(self.part(indices[i : i + size], random) for i in range(0, len(indices), size))
 
-    def _part(self, frames: Sequence[Frame], random: np.random.Generator) -> Batch:
-        batch = augment(collate(frames, self.preprocess), self.settings.augment, random)
-        return in_range(batch, self.preprocess)
+    @abstractmethod
+    def part(self, indices: Sequence[int], random: np.random.Generator) -> Part:
+        """Return what one replica gets of a batch."""
 
     def indices(self, step: int) -> list[int]:
         """Return the frames of a step; every epoch has its own order of all frames."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.settings.seed, 0, epoch)).permutation(len(self.frames))
-        size = self.settings.batch_size
+        order = np.random.default_rng((self.optim.seed, 0, epoch)).permutation(self.count)
+        size = self.optim.batch_size
         return [int(index) for index in order[position * size : (position + 1) * size]]
 
-    def loader(self, start: int) -> Iterator[tuple[Batch, ...]]:
+    def loader(self, start: int) -> Iterator[tuple[Part, ...]]:
         """Yield the batches from step ``start`` on, loaded by worker processes."""
         loader = DataLoader(
             self,
             batch_size=None,
             sampler=range(start, len(self)),
-            num_workers=self.settings.workers,
-            multiprocessing_context="fork" if self.settings.workers else None,
+            num_workers=self.optim.workers,
+            multiprocessing_context="fork" if self.optim.workers else None,
         )
         try:
             yield from loader
@@ -83,6 +88,22 @@ class TrainBatches(Dataset[tuple[Batch, ...]]):
             # A worker process wraps the message into its traceback.
             message = str(error).strip().rpartition(f"{BevquantError.__name__}: ")[2]
             raise BevquantError(message) from error
+
+
+class TrainBatches(StepBatches[Batch]):
+    """Augmented batches of sensor data with boxes."""
+
+    def __init__(self, frames: Frames, preprocess: Preprocess, settings: TrainSettings) -> None:
+        super().__init__(len(frames), settings)
+        self.frames = frames
+        self.preprocess = preprocess
+        self.settings = settings
+
+    def part(self, indices: Sequence[int], random: np.random.Generator) -> Batch:
+        """Return the frames of one replica, augmented."""
+        frames = [with_seen_boxes(self.frames.frame(index)) for index in indices]
+        batch = augment(collate(frames, self.preprocess), self.settings.augment, random)
+        return in_range(batch, self.preprocess)
 
 
 def with_seen_boxes(frame: Frame) -> Frame:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,26 @@ from bevquant.models.bevfusion.losses import LossSettings, losses
 from bevquant.models.weights import save_weights
 from bevquant.progress import console, track
 from bevquant.provenance import provenance
-from bevquant.train.batches import TrainBatches
+from bevquant.train.batches import StepBatches, TrainBatches
 from bevquant.train.checkpoint import State, resume, save
 from bevquant.train.curves import Curves, Row, draw
 from bevquant.train.ema import averaged
 from bevquant.train.parallel import Replicas
-from bevquant.train.settings import TrainSettings
+from bevquant.train.settings import OptimSettings, TrainSettings
 
 REPORT_STEPS = 50
+
+
+class Movable(Protocol):
+    """A part of a batch."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same on ``device``."""
+        ...
+
+
+M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P", bound=Movable)
 
 
 def train(
@@ -67,10 +79,48 @@ def train(
         "train": settings.model_dump(mode="json"),
     }
     batches = TrainBatches(train_set, preprocess, settings)
-    state = initial_state(model.to(device), settings, len(batches))
+    seconds = run_steps(model.to(device), batches, loss_terms(settings.loss), identity, run_folder)
+    card: dict[str, Any] = {
+        **identity,
+        "frames": len(train_set),
+        "seconds": round(seconds),
+        "provenance": source.to_json(),
+    }
+    save_weights(model, run_folder / "weights.safetensors", {"train": settings.model_dump_json()})
+    if val_set is not None:
+        metrics = evaluate(float_predictor(model), val_set, preprocess, description="evaluating")
+        card["metrics"] = {"split": val_set.split, **metrics.to_json()}
+    write_json(run_folder / "card.json", card)
+
+
+def run_steps(
+    model: M,
+    batches: StepBatches[P],
+    terms: Callable[[M, P], dict[str, Tensor]],
+    identity: dict[str, Any],
+    run_folder: Path,
+) -> float:
+    """Take the steps that are left of a run; leave the averaged weights in ``model``.
+
+    Args:
+        model: freshly initialised, on the device of its choice.
+        batches: what each step sees.
+        terms: runs the model on one part of a batch down to the terms of its loss.
+        identity: what the checkpoint in the folder must agree with.
+        run_folder: of ``checkpoint.pt``, ``curves.jsonl`` and ``curves.png``.
+
+    Returns:
+        Seconds that all steps took, those before a stop included.
+
+    Raises:
+        BevquantError: the folder belongs to another run, or the loss became infinite or NaN.
+    """
+    settings = batches.optim
+    device = next(model.parameters()).device
+    state = initial_state(model, settings, len(batches))
     checkpoint = run_folder / "checkpoint.pt"
     resume(state, identity, checkpoint)
-    replicas = Replicas(model, settings.replicas, loss_terms(settings.loss))
+    replicas = Replicas(model, settings.replicas, terms)
     curves = Curves(run_folder / "curves.jsonl", state.step)
 
     started, before = time.monotonic(), state.seconds
@@ -83,23 +133,12 @@ def train(
             console.print(f"step {state.step}/{len(batches)}: {_describe(row)}")
         if state.step % settings.checkpoint_steps == 0 or state.step == len(batches):
             save(state, identity, checkpoint)
-
     model.load_state_dict(state.average.module.state_dict())
     draw(curves.rows(), run_folder / "curves.png")
-    card: dict[str, Any] = {
-        **identity,
-        "frames": len(train_set),
-        "seconds": round(state.seconds),
-        "provenance": source.to_json(),
-    }
-    save_weights(model, run_folder / "weights.safetensors", {"train": settings.model_dump_json()})
-    if val_set is not None:
-        metrics = evaluate(float_predictor(model), val_set, preprocess, description="evaluating")
-        card["metrics"] = {"split": val_set.split, **metrics.to_json()}
-    write_json(run_folder / "card.json", card)
+    return state.seconds
 
 
-def initial_state(model: nn.Module, settings: TrainSettings, steps: int) -> State:
+def initial_state(model: nn.Module, settings: OptimSettings, steps: int) -> State:
     """Return the state before the first of ``steps`` steps."""
     learned = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -117,9 +156,7 @@ def initial_state(model: nn.Module, settings: TrainSettings, steps: int) -> Stat
     return State(model, averaged(model, settings.ema_decay), optimizer, schedule)
 
 
-def train_step(
-    state: State, replicas: Replicas[BEVFusion, Batch], parts: Sequence[Batch], clip: float
-) -> Row:
+def train_step(state: State, replicas: Replicas[M, P], parts: Sequence[P], clip: float) -> Row:
     """Take one step of the optimizer and return its numbers.
 
     Raises:

@@ -30,7 +30,7 @@ class AugmentSettings(BaseModel):
     thin_lidar: float = Field(default=0.1, ge=0, le=1)
 
 
-class TrainSettings(BaseModel):
+class OptimSettings(BaseModel):
     """The optimisation: AdamW, one learning-rate cycle, averaged weights.
 
     Attributes:
@@ -46,8 +46,6 @@ class TrainSettings(BaseModel):
         seed: of the first weights, the frame order and the augmentation.
         workers: loader processes.
         checkpoint_steps: steps between two checkpoints.
-        loss: weights of the loss terms.
-        augment: random changes of the training frames.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,13 +61,23 @@ class TrainSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=0)
     checkpoint_steps: int = Field(default=100, ge=1)
-    loss: LossSettings = LossSettings()
-    augment: AugmentSettings = AugmentSettings()
 
     @model_validator(mode="after")
-    def _parts_are_equal(self) -> "TrainSettings":
+    def _parts_are_equal(self) -> "OptimSettings":
         if self.batch_size % self.replicas:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of replicas {self.replicas}"
             )
         return self
+
+
+class TrainSettings(OptimSettings):
+    """Training of the whole detector.
+
+    Attributes:
+        loss: weights of the loss terms.
+        augment: random changes of the training frames.
+    """
+
+    loss: LossSettings = LossSettings()
+    augment: AugmentSettings = AugmentSettings()

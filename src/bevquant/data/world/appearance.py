@@ -18,7 +18,7 @@ class Material(IntEnum):
     """How a box's main colour and accent are laid over its faces.
 
     ``COACH`` has a band of windows and lamps, ``CABIN`` glass all round, ``BODY`` lamps,
-    ``FACADE`` windows of a house; the others are patterns of the accent.
+    ``FACADE`` windows of a house; ``BARK`` is plain, the others are patterns of the accent.
     """
 
     PLAIN = 0
@@ -31,6 +31,7 @@ class Material(IntEnum):
     FACADE = 7
     FOLIAGE = 8
     RIBS = 9
+    BARK = 10
 
 
 def albedo(

@@ -64,11 +64,13 @@ class Picture:
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
+        depth: float32 [H, W], metres along the optical axis; infinite for the sky.
         visible: int64 [actors], pixels that show each actor.
         alone: int64 [actors], pixels that would show it were nothing else there.
     """
 
     image: Array
+    depth: Array
     visible: Array
     alone: Array
 
@@ -85,17 +87,17 @@ def photograph(
     """Take one picture with camera ``channel`` of ``scene``, whose boxes are ``solids``."""
     pose = ego @ mount_pose(channel)
     matrix = MOUNTS[channel].camera_matrix(image_size)
-    rays = Rays(pose.translation, rotate(pose.rotation, _pixel_rays(matrix, image_size)))
+    rays = Rays(pose.translation, rotate(pose.rotation, pixel_rays(matrix, image_size)))
     points = pose.inverse(corners(solids.centre, solids.half, solids.yaw))
     windows = list(_windows(points, matrix, image_size))
     hits = cast(rays, scene.plane, solids, windows, len(scene.actors))
     image = _shade(scene, solids, hits, rays, rng)
     owner = np.append(solids.owner, [-1, -1])[hits.solid]
     visible = np.bincount(owner[owner >= 0], minlength=len(scene.actors))
-    return Picture(image, visible, hits.alone)
+    return Picture(image, hits.distance, visible, hits.alone)
 
 
-def _pixel_rays(matrix: Array, image_size: tuple[int, int]) -> Array:
+def pixel_rays(matrix: Array, image_size: tuple[int, int]) -> Array:
     """Return each pixel's direction (float32 [H, W, 3]) in the camera's frame, z = 1."""
     height, width = image_size
     rays = np.ones((height, width, 3), dtype=np.float32)

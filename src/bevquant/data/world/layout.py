@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bevquant.data.world.geometry import Array, Plane, Solids
+from bevquant.data.world.geometry import Plane, Solids
 from bevquant.data.world.ground import LANE, Town
 from bevquant.data.world.route import Route
-from bevquant.data.world.scenery import build_scenery
+from bevquant.data.world.scenery import Posts, build_scenery
 
 _BORDER = 110.0
 _SIGHT = 90.0
@@ -21,13 +21,13 @@ class Block:
         town: the streets.
         ego: the car's route.
         scenery: houses, trees and lamps.
-        posts: float64 [n, 3], x, y and radius of what stands where objects could stand.
+        posts: what stands where objects could stand.
     """
 
     town: Town
     ego: Route
     scenery: Solids
-    posts: Array
+    posts: Posts
 
 
 def turn_at(crossing: float, left: bool) -> tuple[float, float, float]:

@@ -67,7 +67,7 @@ def populate(
 
     The mean number near the car at any time is ``Kind.count``; longer drives get more.
     """
-    space = _Space(np.arange(-1.0, seconds + 0.25, 0.25), block.posts)
+    space = _Space(np.arange(-1.0, seconds + 0.25, 0.25), block.posts.discs)
     space.take(block.ego, (5.5, 2.2, 1.8))
     stretch = 1.0 + block.ego.speed * seconds / 70.0
     actors = []

@@ -1,19 +1,23 @@
 """Drive through one scene and write what the sensors see, with its annotations."""
 
+import json
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from bevquant.data.world import tables
-from bevquant.data.world.camera import photograph
+from bevquant.data.world import occupancy, tables
+from bevquant.data.world.camera import Picture, photograph
 from bevquant.data.world.geometry import Array
 from bevquant.data.world.lidar import sweep
 from bevquant.data.world.rig import LIDAR, MOUNTS, mount_pose
+from bevquant.data.world.roadmap import road_map
 from bevquant.data.world.scene import Scene, generator, make_scene
 from bevquant.data.world.settings import KEYFRAME_SECONDS, WorldSettings
 from bevquant.data.world.tables import Record, Tables, token
+from bevquant.files import write_bytes, write_text
 
 _EPOCH = 1_530_000_000_000_000
 _SCENE_MICROSECONDS = 60_000_000
@@ -65,6 +69,9 @@ class _Recorder:
         name, keyframes = self._name, self._settings.keyframes
         log, map_file = token(name, "log"), f"maps/{name}.png"
         Image.fromarray(self._scene.block.town.mask()).save(self._root / map_file, compress_level=3)
+        if self._settings.labels:
+            content = json.dumps(road_map(name, self._scene.block))
+            write_text(self._root / "maps" / "expansion" / f"{name}.json", content)
         speed = self._scene.block.ego.speed
         turn = self._scene.block.ego.turn
         way = "standing" if speed == 0 else "turning" if turn else "straight on"
@@ -117,8 +124,12 @@ class _Recorder:
             before = early * KEYFRAME_SECONDS / (self._settings.sweeps + 1)
             self._sweep(sample, time - before, is_key_frame=False)
         points = self._sweep(sample, time, is_key_frame=True)
-        visible, alone = self._photographs(sample, time)
+        pictures = self._photographs(sample, time)
+        visible = np.sum([picture.visible for picture in pictures.values()], axis=0)
+        alone = np.sum([picture.alone for picture in pictures.values()], axis=0)
         self._annotate(keyframe, points, visible, alone)
+        if self._settings.labels:
+            self._voxels(sample, time, points, pictures)
 
     def _sweep(self, sample: str, time: float, *, is_key_frame: bool) -> Array:
         """Record one LiDAR revolution; return its points (float32 [P, 5])."""
@@ -127,12 +138,11 @@ class _Recorder:
         self._data(sample, LIDAR, time, points.tobytes(), is_key_frame=is_key_frame)
         return points
 
-    def _photographs(self, sample: str, time: float) -> tuple[Array, Array]:
-        """Record all cameras; return each actor's pixels seen and unobstructed."""
+    def _photographs(self, sample: str, time: float) -> dict[str, Picture]:
+        """Record and return the pictures of all cameras."""
         ego = self._scene.ego(time)
         solids = self._scene.solids(time)
-        visible = np.zeros(len(self._scene.actors), dtype=np.int64)
-        alone = np.zeros_like(visible)
+        pictures = {}
         for channel in MOUNTS:
             if channel == LIDAR:
                 continue
@@ -142,9 +152,23 @@ class _Recorder:
             file = BytesIO()
             Image.fromarray(picture.image).save(file, "JPEG", quality=_JPEG_QUALITY)
             self._data(sample, channel, time, file.getvalue(), is_key_frame=True)
-            visible += picture.visible
-            alone += picture.alone
-        return visible, alone
+            pictures[channel] = picture
+        return pictures
+
+    def _voxels(
+        self, sample: str, time: float, points: Array, pictures: Mapping[str, Picture]
+    ) -> None:
+        """Write the occupancy of a key frame where Occ3D has it."""
+        file = BytesIO()
+        np.savez_compressed(
+            file,
+            semantics=occupancy.semantics(self._scene, time),
+            mask_lidar=occupancy.lidar_mask(points).astype(np.uint8),
+            mask_camera=occupancy.camera_mask(
+                {channel: picture.depth for channel, picture in pictures.items()}
+            ).astype(np.uint8),
+        )
+        write_bytes(self._root / "gts" / self._name / sample / "labels.npz", file.getvalue())
 
     def _data(
         self, sample: str, channel: str, time: float, content: bytes, *, is_key_frame: bool

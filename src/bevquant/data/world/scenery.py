@@ -1,6 +1,7 @@
 """Houses, street lamps and trees along the streets of a town."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -22,32 +23,41 @@ _WALLS = (
     (0.36, 0.38, 0.42),
 )
 _LEAVES = ((0.16, 0.30, 0.10), (0.22, 0.34, 0.12), (0.13, 0.25, 0.13))
-_BARK = (Material.PLAIN, np.array([0.24, 0.19, 0.15]))
+_BARK = (Material.BARK, np.array([0.24, 0.19, 0.15]))
 _STEEL = (Material.PLAIN, np.array([0.33, 0.34, 0.36]))
 
 
-def build_scenery(town: Town, plane: Plane, rng: np.random.Generator) -> tuple[Solids, Array]:
-    """Build up a town.
+@dataclass(frozen=True)
+class Posts:
+    """Lamps and trees, among which objects have to find room.
 
-    Returns:
-        The boxes, and the posts (lamps, trees) among which objects have to find room:
-        float64 [n, 3] of x, y, radius.
+    Attributes:
+        discs: float64 [n, 3], x, y and radius.
+        trees: bool [n], which of them are trees.
     """
+
+    discs: Array
+    trees: Array
+
+
+def build_scenery(town: Town, plane: Plane, rng: np.random.Generator) -> tuple[Solids, Posts]:
+    """Build up a town: its boxes, and the posts among them."""
     builder = _Builder(plane)
     _houses(town, builder, rng)
-    posts = []
+    discs, trees = [], []
     for axis, streets in ((1, town.xs), (0, town.ys)):
         for along, across, tree in _roadside(streets, town.size, rng):
             x, y = (across, along) if axis == 1 else (along, across)
             crossing = town.offsets(np.array(x), np.array(y))[0 if axis == 0 else 1]
             if crossing < WALKWAY + 2.5:
                 continue
-            posts.append((x, y, _POST_RADIUS))
+            discs.append((x, y, _POST_RADIUS))
+            trees.append(tree)
             if tree:
                 _tree((x, y), builder, rng)
             else:
                 builder.add((x, y), -0.2, (0.2, 0.2, 6.4), _STEEL, intensity=30.0)
-    return builder.solids(), np.array(posts).reshape(-1, 3)
+    return builder.solids(), Posts(np.array(discs).reshape(-1, 3), np.array(trees, dtype=bool))
 
 
 class _Builder:

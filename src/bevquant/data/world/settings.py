@@ -30,6 +30,8 @@ class WorldSettings(BaseModel):
         density: factor on the number of annotated objects.
         lookalikes: factor on the number of objects that share an annotated class's shape
             but not its colours, and are not annotated. They make the cameras matter.
+        labels: whether maps and occupancy are labelled too (twice the time); what the
+            sensors see does not depend on it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,3 +48,4 @@ class WorldSettings(BaseModel):
     annotation_range: float = Field(default=60.0, gt=5.0, le=200.0)
     density: float = Field(default=1.0, ge=0.0, le=3.0)
     lookalikes: float = Field(default=1.0, ge=0.0, le=3.0)
+    labels: bool = False

@@ -43,14 +43,15 @@ class SwinConfig(_Config):
 
 
 class ViewTransformConfig(_Config):
-    """Lift-splat view transform with the LiDAR depth map as a second input.
+    """Lift-splat view transform, by default with the LiDAR depth map as a second input.
 
     Attributes:
         depth_bounds: first depth, end (exclusive) and step of the depth bins.
         x_bounds: limits and cell size of the pooled grid along x.
         y_bounds: the same along y.
         z_bounds: the same along z; one cell high.
-        depth_channels: channels of the three layers that encode the depth map.
+        depth_channels: channels of the three layers that encode the depth map; ``None`` for a
+            depth network of one layer that sees images only.
         hidden_channels: channels of the two inner layers of the depth network.
         out_channels: context channels, and channels of the output.
         downsample: 1, or 2 to halve the pooled grid with three convolutions.
@@ -60,7 +61,7 @@ class ViewTransformConfig(_Config):
     x_bounds: Bounds
     y_bounds: Bounds
     z_bounds: Bounds
-    depth_channels: Triple
+    depth_channels: Triple | None
     hidden_channels: int
     out_channels: int
     downsample: int
@@ -162,8 +163,8 @@ class HeadConfig(_Config):
     center_range: tuple[float, float, float, float, float, float]
 
 
-class BEVFusionConfig(_Config):
-    """The whole network.
+class EncoderConfig(_Config):
+    """Everything from the sensors to the BEV features; all heads share it.
 
     Attributes:
         image_size: height and width of the images in pixels.
@@ -182,7 +183,6 @@ class BEVFusionConfig(_Config):
     fuser_channels: int
     pts_backbone: SecondConfig
     pts_neck: SecondFPNConfig
-    bbox_head: HeadConfig
 
     @cached_property
     def voxel_grid(self) -> Triple:
@@ -192,21 +192,43 @@ class BEVFusionConfig(_Config):
         x, y, z = (round((top - bottom) / size) for bottom, top, size in sides)
         return x, y, z
 
-    @model_validator(mode="after")
-    def _sizes_agree(self) -> "BEVFusionConfig":
-        view, stride = self.view_transform, 2 ** len(self.pts_middle_encoder.paddings)
-        camera = tuple(
+    @cached_property
+    def bev_grid(self) -> tuple[int, int]:
+        """Cells of the BEV features along x and y."""
+        view = self.view_transform
+        x, y = (
             round((high - low) / step) // view.downsample
             for low, high, step in (view.x_bounds, view.y_bounds)
         )
+        return x, y
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "EncoderConfig":
+        stride = 2 ** len(self.pts_middle_encoder.paddings)
         lidar = tuple(cells // stride for cells in self.voxel_grid[:2])
-        if not camera == lidar == self.bbox_head.grid:
-            raise ValueError(
-                f"the BEV grids differ: camera {camera}, LiDAR {lidar}, head {self.bbox_head.grid}"
-            )
+        if self.bev_grid != lidar:
+            raise ValueError(f"the BEV grids differ: camera {self.bev_grid}, LiDAR {lidar}")
         coarsest = PATCH << (len(self.img_backbone.depths) - 1)
         if any(side % coarsest for side in self.image_size):
             raise ValueError(f"image_size {self.image_size}: use multiples of {coarsest}")
+        return self
+
+
+class BEVFusionConfig(EncoderConfig):
+    """The detector.
+
+    Attributes:
+        bbox_head: its head.
+    """
+
+    bbox_head: HeadConfig
+
+    @model_validator(mode="after")
+    def _head_agrees(self) -> "BEVFusionConfig":
+        if self.bev_grid != self.bbox_head.grid:
+            raise ValueError(
+                f"the BEV grids differ: features {self.bev_grid}, head {self.bbox_head.grid}"
+            )
         return self
 
 

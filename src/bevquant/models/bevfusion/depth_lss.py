@@ -1,4 +1,4 @@
-"""DepthLSSTransform: image features to the BEV grid, guided by LiDAR depth.
+"""Image features to the BEV grid: lift, splat; with or without LiDAR depth as a guide.
 
 Philion and Fidler, ECCV 2020 (lift, splat); Liu et al., ICRA 2023 (depth map as input).
 The geometry keeps the reference's order of float32 operations, so that points near a
@@ -17,7 +17,7 @@ from bevquant.models.bevfusion.config import FEATURE_STRIDE, Bounds, ViewTransfo
 DEPTH_LIMITS = (1e-5, 1e5)
 
 
-class DepthLSSTransform(nn.Module):
+class LSSTransform(nn.Module):
     """Predict a depth distribution per pixel, lift, and pool on the BEV grid.
 
     ``dx``, ``bx``, ``nx`` (cell size, centre of the first cell, cells along x, y, z) and
@@ -38,18 +38,8 @@ class DepthLSSTransform(nn.Module):
         self.nx = _constant(torch.tensor(self.grid))
         self.frustum = _constant(frustum(config.depth_bounds, image_size))
         self.num_bins = len(self.frustum)
-        first, second, third = config.depth_channels
-        self.dtransform = nn.Sequential(
-            *_conv(1, first, 1, 1, 0),
-            *_conv(first, second, 5, 4, 2),
-            *_conv(second, third, 5, 2, 2),
-        )
-        hidden, out = config.hidden_channels, config.out_channels
-        self.depthnet = nn.Sequential(
-            *_conv(in_channels + third, hidden, 3, 1, 1),
-            *_conv(hidden, hidden, 3, 1, 1),
-            nn.Conv2d(hidden, self.num_bins + out, 1),
-        )
+        self._add_depthnet(in_channels, config)
+        out = config.out_channels
         self.downsample = nn.Sequential()
         if config.downsample > 1:
             self.downsample = nn.Sequential(
@@ -57,6 +47,14 @@ class DepthLSSTransform(nn.Module):
                 *_conv(out, out, 3, config.downsample, 1, bias=False),
                 *_conv(out, out, 3, 1, 1, bias=False),
             )
+
+    def _add_depthnet(self, in_channels: int, config: ViewTransformConfig) -> None:
+        self.depthnet: nn.Module = nn.Conv2d(in_channels, self.num_bins + config.out_channels, 1)
+
+    def _predict(self, features: Tensor, depth_map: Tensor) -> Tensor:
+        """Return logits of the depth bins and the context [B * N, D + C, h, w]."""
+        y: Tensor = self.depthnet(features)
+        return y
 
     def forward(
         self, features: Tensor, depth_map: Tensor, points: Tensor, pixels: Tensor, cells: Tensor
@@ -74,8 +72,7 @@ class DepthLSSTransform(nn.Module):
             [B, out_channels, X, Y].
         """
         batch = len(features)
-        depth_features = self.dtransform(depth_map.flatten(0, 1))
-        x = self.depthnet(torch.cat((depth_features, features.flatten(0, 1)), 1))
+        x = self._predict(features.flatten(0, 1), depth_map.flatten(0, 1))
         depth = x[:, : self.num_bins].softmax(1)
         context = x[:, self.num_bins :].permute(0, 2, 3, 1).flatten(0, 2)
         size_x, size_y, _ = self.grid
@@ -133,6 +130,29 @@ class DepthLSSTransform(nn.Module):
         image = points // (bins * height * width)
         pixels = image * (height * width) + points % (height * width)
         return points, pixels, cells.long()
+
+
+class DepthLSSTransform(LSSTransform):
+    """The same with a LiDAR depth map as a second input of the depth network."""
+
+    def _add_depthnet(self, in_channels: int, config: ViewTransformConfig) -> None:
+        assert config.depth_channels is not None
+        first, second, third = config.depth_channels
+        self.dtransform = nn.Sequential(
+            *_conv(1, first, 1, 1, 0),
+            *_conv(first, second, 5, 4, 2),
+            *_conv(second, third, 5, 2, 2),
+        )
+        hidden, out = config.hidden_channels, config.out_channels
+        self.depthnet = nn.Sequential(
+            *_conv(in_channels + third, hidden, 3, 1, 1),
+            *_conv(hidden, hidden, 3, 1, 1),
+            nn.Conv2d(hidden, self.num_bins + out, 1),
+        )
+
+    def _predict(self, features: Tensor, depth_map: Tensor) -> Tensor:
+        y: Tensor = self.depthnet(torch.cat((self.dtransform(depth_map), features), 1))
+        return y
 
 
 def frustum(depth_bounds: Bounds, image_size: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bevquant.models.bevfusion.config import BEVFusionConfig
+from bevquant.models.bevfusion.config import EncoderConfig
 
 
 class Voxels(NamedTuple):
@@ -23,7 +23,7 @@ class Voxels(NamedTuple):
     counts: Tensor
 
 
-def voxelize(points: Tensor, config: BEVFusionConfig) -> Voxels:
+def voxelize(points: Tensor, config: EncoderConfig) -> Voxels:
     """Gather points [P, F] into voxels.
 
     Per voxel the first ``max_points`` points are kept, per frame the ``max_voxels``
