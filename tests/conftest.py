@@ -20,7 +20,9 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated world of two scenes of two key frames, one scene a split. Don't change it."""
     world = pytest.importorskip("bevquant.data.world")
     root = tmp_path_factory.mktemp("world") / "world"
-    settings = world.WorldSettings(scenes=2, keyframes=2, seed=3, sweeps=2, val_fraction=0.5)
+    settings = world.WorldSettings(
+        scenes=2, keyframes=2, seed=3, sweeps=2, val_fraction=0.5, labels=True
+    )
     world.generate(root, settings)
     return root
 

@@ -81,7 +81,10 @@ def evaluate_file(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
     model: Annotated[
-        str, typer.Option(help="What the checkpoint is of: bevfusion or bevfusion_small.")
+        str,
+        typer.Option(
+            help="What the checkpoint is of: bevfusion, bevfusion_small, bevfusion_seg, ..."
+        ),
     ] = "bevfusion_small",
     old_boxes: Annotated[
         bool | None,
@@ -92,7 +95,7 @@ def evaluate_file(
         ),
     ] = None,
 ) -> None:
-    """Measure NDS and mAP of the very file that ships, or of a float checkpoint."""
+    """Measure the very file that ships, or a float checkpoint, with the metric of its task."""
     from bevquant.run import evaluate_artefact
 
     evaluate_artefact(file, data, version, split, limit, threads, json, model, old_boxes)
@@ -100,7 +103,7 @@ def evaluate_file(
 
 @app.command("layers")
 def list_layers_of(
-    model: Annotated[str, typer.Argument(help="bevfusion or bevfusion_small.")],
+    model: Annotated[str, typer.Argument(help="bevfusion, bevfusion_small, bevfusion_seg, ...")],
     everything: Annotated[
         bool, typer.Option("--all", help="Also the layers that the thesis leaves float.")
     ] = False,

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from bevquant.data import preprocess
 from bevquant.data.frame import Batch
@@ -16,13 +18,12 @@ from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.deploy.export import export
 from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
-from bevquant.evaluate import Predictor, evaluate, float_predictor
+from bevquant.evaluate import Metrics, evaluate, measure
 from bevquant.files import read_json, write_json
 from bevquant.memory import keep_freed_memory
-from bevquant.metrics.detection import DetectionMetrics
 from bevquant.models.bevfusion import SMALL, BEVFusion
 from bevquant.models.weights import load_encoder, load_weights
-from bevquant.models.zoo import DENSE, DETECTORS, network
+from bevquant.models.zoo import DENSE, DETECTORS, network, shipped
 from bevquant.progress import console
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
@@ -37,7 +38,9 @@ from bevquant.train.fused import train_tail
 from bevquant.train.loop import train
 from bevquant.train.settings import OptimSettings
 
-SHIPPED = Path(__file__).parent / "models" / "checkpoints" / "bevfusion_small_world.safetensors"
+M = TypeVar("M", bound=nn.Module)
+
+SHIPPED = shipped("bevfusion_small")
 """The trained small BEVFusion that comes with the package; its card lies beside it."""
 
 
@@ -162,11 +165,11 @@ def ends_at_8_bits(precision: Precision) -> BitPolicy:
 
 
 def quantize_small(
-    model: BEVFusion,
+    model: M,
     batches: Sequence[Batch],
     precision: Precision | BitPolicy,
     scheme: Scheme = DEPLOY,
-) -> BEVFusion:
+) -> M:
     """Fold, quantize and calibrate ``model`` in place, and return it."""
     fold_batchnorm(model, batches[0])
     quantize(model, precision, scheme)
@@ -184,29 +187,36 @@ def evaluate_artefact(
     json: Path | None,
     model: str = "bevfusion_small",
     old_boxes: bool | None = None,
-) -> DetectionMetrics:
+) -> Metrics:
     """Measure a checkpoint or a deployed file, print the metrics, write them to ``json``.
 
     ``model`` and ``old_boxes`` say what a checkpoint is of (see
     :func:`~bevquant.models.zoo.network`); a deployed file knows that itself.
     """
     torch.set_num_threads(threads)
-    predict: Predictor
+    metrics: Metrics
     if file.suffix == ".onnx":
         deployed = load(file, threads=threads)
-        predict, settings = deployed, deployed.preprocess
+        settings = deployed.preprocess
+        dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=limit)
+        _check(dataset, settings)
+        metrics = evaluate(deployed, dataset, settings, description=f"evaluate {file.name}")
     else:
         keep_freed_memory()
         net = network(model)
-        predict, settings = float_predictor(net.load(file, old_boxes)), net.preprocess
-    dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=limit)
-    dataset.check()
-    dataset.check_points(settings)
-    metrics = evaluate(predict, dataset, settings, description=f"evaluate {file.name}")
+        settings, loaded = net.preprocess, net.load(file, old_boxes)
+        dataset = net.dataset(data, version, split, limit=limit)
+        _check(dataset, settings)
+        metrics = measure(loaded, dataset, settings, description=f"evaluate {file.name}")
     console.print(_metrics_table(f"{file.name} on {split} of {data}", metrics))
     if json is not None:
         write_json(json, metrics.to_json())
     return metrics
+
+
+def _check(dataset: NuScenesDataset, settings: preprocess.Preprocess) -> None:
+    dataset.check()
+    dataset.check_points(settings)
 
 
 def look_at_frame(data: Path, version: str, split: str, index: int, out: Path) -> None:
@@ -252,8 +262,8 @@ def export_artefact(
     console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
 
 
-def _metrics_table(title: str, metrics: DetectionMetrics) -> Table:
-    names = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
-    table = Table(*names, "frames", title=title)
-    table.add_row(*(f"{getattr(metrics, name):.3f}" for name in names), str(metrics.frames))
+def _metrics_table(title: str, metrics: Metrics) -> Table:
+    figures = metrics.summary()
+    table = Table(*figures, "frames", title=title)
+    table.add_row(*(f"{value:.3f}" for value in figures.values()), str(metrics.frames))
     return table

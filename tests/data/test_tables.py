@@ -105,7 +105,7 @@ def test_reference_to_a_missing_record(damaged_world: Path):
 
 
 def test_missing_map(damaged_world: Path):
-    for mask in (damaged_world / "maps").iterdir():
+    for mask in (damaged_world / "maps").glob("*.png"):
         mask.unlink()
     with pytest.raises(BevquantError, match=r"cannot be opened .*maps"):
         open_tables(damaged_world, VERSION)

@@ -104,7 +104,7 @@ def read_occupancy(path: Path) -> Occupancy:
             f"{path}: no occupancy labels of this frame; unpack Occ3D-nuScenes' gts there, or "
             "generate the world with --labels"
         ) from error
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise BevquantError(
             f"{path}: not readable as Occ3D labels ({error}); restore it"
         ) from error

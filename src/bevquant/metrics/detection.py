@@ -94,6 +94,11 @@ class DetectionMetrics:
     per_class: Mapping[str, Mapping[str, float]]
     frames: int
 
+    def summary(self) -> dict[str, float]:
+        """Return the score and the means over classes."""
+        names = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+        return {name: getattr(self, name) for name in names}
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file; an undefined error is ``None``."""
         values = asdict(self)

@@ -29,6 +29,11 @@ class OccupancyMetrics:
     per_class: Mapping[str, float]
     frames: int
 
+    def summary(self) -> dict[str, float]:
+        """Return the mean, then the IoU of each class that occurs."""
+        found = {name: value for name, value in self.per_class.items() if not math.isnan(value)}
+        return {"mIoU": self.mIoU, **found}
+
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain values, ``None`` for NaN."""
         classes = {name: None if math.isnan(v) else v for name, v in self.per_class.items()}

@@ -27,6 +27,10 @@ class SegmentationMetrics:
     per_class: Mapping[str, Mapping[str, float]]
     frames: int
 
+    def summary(self) -> dict[str, float]:
+        """Return the mean, then the IoU of each class."""
+        return {"mIoU": self.mIoU, **{name: row["IoU"] for name, row in self.per_class.items()}}
+
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain values."""
         return asdict(self)

@@ -21,6 +21,18 @@ LISTED = 5
 OLD_PREFIX = "vtransform."
 """What ``view_transform.`` was called in checkpoints converted from the MIT code."""
 
+MIT_PREFIXES = {
+    "encoders.camera.backbone.": "img_backbone.",
+    "encoders.camera.neck.": "img_neck.",
+    "encoders.camera.vtransform.": "view_transform.",
+    "encoders.lidar.backbone.": "pts_middle_encoder.",
+    "fuser.": "fusion_layer.",
+    "decoder.backbone.": "pts_backbone.",
+    "decoder.neck.": "pts_neck.",
+    "heads.map.": "map_head.",
+}
+"""Names of the main modules in the code of BEVFusion's authors, and ours."""
+
 BOX_HEAD = "bbox_head.prediction_heads.0"
 
 
@@ -68,14 +80,17 @@ def load_encoder(model: BEVEncoder, path: Path) -> None:
 
 
 def import_checkpoint(module: nn.Module, path: Path, old_boxes: bool | None = None) -> None:
-    """Load a public mmdetection3d checkpoint of BEVFusion into ``module``.
+    """Load a public checkpoint of BEVFusion into ``module``.
+
+    Names are mmdetection3d's, or those of the authors' own code (map segmentation).
 
     Sparse kernels in the layout of spconv 1 ([kx, ky, kz, in, out]) are recognised by
     their shape. Heads trained in the box convention before mmdetection3d 1.0 (width
     before length, yaw clockwise from -y) are converted to today's.
 
     Args:
-        module: a full :class:`~bevquant.models.bevfusion.BEVFusion`.
+        module: a full :class:`~bevquant.models.bevfusion.BEVFusion`, or a network with
+            another head on its encoder.
         path: a file of ``torch.save``; what it holds beside the weights is ignored.
         old_boxes: whether the file has the old convention; ``None`` takes the old name of
             the view transform as the sign of it.
@@ -86,10 +101,7 @@ def import_checkpoint(module: nn.Module, path: Path, old_boxes: bool | None = No
     state = read_state(path)
     if old_boxes is None:
         old_boxes = any(name.startswith(OLD_PREFIX) for name in state)
-    state = {
-        f"view_{name.removeprefix('v')}" if name.startswith(OLD_PREFIX) else name: value
-        for name, value in state.items()
-    }
+    state = {_our_name(name): value for name, value in state.items()}
     expected = module.state_dict()
     state = {
         name: _second_layout(value, expected[name]) if name in expected else value
@@ -146,6 +158,15 @@ def _phrase(title: str, names: list[str]) -> str:
         return ""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"{len(names)} {title} ({', '.join(names[:LISTED])}{more})"
+
+
+def _our_name(name: str) -> str:
+    if name.startswith(OLD_PREFIX):
+        return f"view_{name.removeprefix('v')}"
+    for theirs, ours in MIT_PREFIXES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _second_layout(weight: Tensor, expected: Tensor) -> Tensor:

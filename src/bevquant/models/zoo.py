@@ -98,6 +98,14 @@ DENSE: dict[str, Network[DenseNetwork]] = {
 NETWORKS: dict[str, Network[Any]] = {**DETECTORS, **DENSE}
 
 
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def shipped(name: str) -> Path:
+    """Return where the trained weights of the network called ``name`` come with the package."""
+    return CHECKPOINTS / f"{name}_world.safetensors"
+
+
 def network(name: str) -> Network[Any]:
     """Return the network called ``name``.
 

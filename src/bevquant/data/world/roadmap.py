@@ -19,23 +19,11 @@ CLEARANCE = 1.0
 _ZEBRA = (ROAD + 0.5, WALKWAY)
 _STOP = (WALKWAY, WALKWAY + 2.0)
 _PARK = (WALKWAY + 0.5, WALKWAY + 7.5)
-_LAYERS = [
-    "polygon",
-    "line",
-    "node",
-    "drivable_area",
-    "road_segment",
-    "road_block",
-    "lane",
-    "ped_crossing",
-    "walkway",
-    "stop_line",
-    "carpark_area",
-    "road_divider",
-    "lane_divider",
-    "traffic_light",
-    "lane_connector",
-]
+_LAYERS = (
+    *("polygon", "line", "node", "drivable_area", "road_segment", "road_block", "lane"),
+    *("ped_crossing", "walkway", "stop_line", "carpark_area", "road_divider", "lane_divider"),
+    *("traffic_light", "lane_connector"),
+)
 """All that the devkit reads; layers without a use here stay empty."""
 
 Ends = tuple[tuple[float, float], tuple[float, float]]

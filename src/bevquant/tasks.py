@@ -1,0 +1,108 @@
+"""The shipped networks as tasks: data, loss, metric and error, by one name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bevquant.box_error import QueryBoxError
+from bevquant.data.frame import Batch
+from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.data.preprocess import Preprocess, collate
+from bevquant.metrics.agreement import MapError, OccupancyError
+from bevquant.models.bevfusion import BEVFusion
+from bevquant.models.bevfusion.losses import LossSettings
+from bevquant.models.dense import DenseNetwork
+from bevquant.models.occupancy import BEVOccupancy
+from bevquant.models.segmentation import BEVSegmentation
+from bevquant.models.zoo import network, shipped
+from bevquant.ptqat.task import Task
+from bevquant.train.batches import with_seen_boxes
+from bevquant.train.loop import loss_terms
+
+
+class Frames(Sequence[Batch]):
+    """Random frames of a data set, each a batch with its labels, loaded when indexed.
+
+    Args:
+        dataset: opened by :meth:`~bevquant.models.zoo.Network.dataset`.
+        preprocess: of the network.
+        count: how many frames, all if there are fewer.
+        seed: which ones.
+    """
+
+    def __init__(
+        self, dataset: NuScenesDataset, preprocess: Preprocess, count: int, seed: int
+    ) -> None:
+        order = np.random.default_rng((seed, 1)).permutation(len(dataset))
+        self._chosen = [int(index) for index in order[:count]]
+        self._dataset, self._preprocess = dataset, preprocess
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        frame = with_seen_boxes(self._dataset.frame(self._chosen[index]))
+        return collate([frame], self._preprocess)
+
+
+def shipped_task(
+    name: str,
+    dataset: NuScenesDataset,
+    frames: int,
+    *,
+    seed: int = 0,
+    validation: Sequence[Batch] = (),
+) -> Task:
+    """Return the task of a shipped network, with labels: its loss, and frames to train on.
+
+    Args:
+        name: of the network, for instance ``bevfusion_seg_small``.
+        dataset: opened by :meth:`~bevquant.models.zoo.Network.dataset`.
+        frames: how many.
+        seed: which ones.
+        validation: batches to judge weights on while they are trained.
+    """
+    batches = Frames(dataset, network(name).preprocess, frames, seed)
+    return Task(batches, loss=task_loss, validation=validation)
+
+
+def load_shipped(name: str) -> BEVFusion | DenseNetwork:
+    """Return a network with the weights that come with the package, in evaluation mode.
+
+    Raises:
+        BevquantError: none do, under this name.
+    """
+    model: BEVFusion | DenseNetwork = network(name).load(shipped(name))
+    return model
+
+
+def task_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the sum of the losses that the network was trained with.
+
+    Raises:
+        BevquantError: the batch lacks the labels of the task.
+    """
+    if isinstance(model, BEVFusion):
+        terms = loss_terms(LossSettings())(model, batch)
+    else:
+        assert isinstance(model, DenseNetwork)
+        terms = model.losses(model(batch), batch)
+    return torch.stack(list(terms.values())).sum()
+
+
+def task_error(model: nn.Module) -> Callable[[Any, Any], float]:
+    """Return the error between outputs that counts for the task, 0 or more.
+
+    Boxes of a detector, labels of a dense network; the second output is the float network's.
+    """
+    if isinstance(model, BEVFusion):
+        return QueryBoxError(model.config.bbox_head)
+    if isinstance(model, BEVSegmentation):
+        return MapError(model.decode)
+    assert isinstance(model, BEVOccupancy)
+    return OccupancyError(model.decode)
