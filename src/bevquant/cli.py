@@ -135,7 +135,7 @@ def export(
     data: Data,
     version: Version = "v1.0-world",
     split: Annotated[str, typer.Option(help="Split to calibrate on.")] = "world_train",
-    precision: Annotated[str, typer.Option(help="W8A8, W4A8, W2A8, ..., or float.")] = "W8A8",
+    precision: Annotated[str, typer.Option(help="W8A8, ..., float, or a policy's JSON.")] = "W8A8",
     checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
     frames: Annotated[int, typer.Option(min=1, help="Calibration frames.")] = 20,
     ranges_only: Annotated[
@@ -220,7 +220,8 @@ def search(
     space: Annotated[str, typer.Option(help="all layers, or those of the thesis.")] = "all",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes, one core each.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster to run on.")] = None,
+    executor: Annotated[str, typer.Option(help="processes, or ray.")] = "processes",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto",
 ) -> None:
     """Find the best bit-widths of the layers; stopped at any moment, the same command continues."""
     if context.invoked_subcommand is not None:
@@ -232,7 +233,7 @@ def search(
     costs = cost.split(",")
     search_small(
         out, data, version, split, frames, calibration, checkpoint, strategy, evaluations, costs,
-        latency, error, space, seed, workers, address,
+        latency, error, space, seed, executor, workers, address,
     )  # fmt: skip
 
 
@@ -244,6 +245,22 @@ def search_status(
     from bevquant.search.status import print_status
 
     print_status(run / "ledger.sqlite" if run.is_dir() else run)
+
+
+@search_app.command("pick")
+def search_pick(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished search.")],
+    policy: Annotated[Path, typer.Argument(help="JSON file to write, for export --precision.")],
+    under: Annotated[float | None, typer.Option(help="Most of the first cost, of float's.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Greatest error.")] = None,
+    error_first: Annotated[
+        bool, typer.Option("--error-first", help="Smallest error. [default: the knee]")
+    ] = False,
+) -> None:
+    """Write the bit-widths of one point of a front."""
+    from bevquant.pick import pick
+
+    pick(run, policy, under, max_drop, error_first)
 
 
 @app.command()

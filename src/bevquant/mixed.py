@@ -14,13 +14,14 @@ from bevquant.data import preprocess
 from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.errors import BevquantError
-from bevquant.files import read_json, write_json
+from bevquant.files import read_json
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.bevfusion.encoder import NetworkInput
 from bevquant.models.bevfusion.transfusion import HeadOutput
 from bevquant.progress import console
 from bevquant.quant.inventory import layers
-from bevquant.quant.spec import DEPLOY, W8A8, Precision, Scheme
+from bevquant.quant.reconstruct import reconstruct
+from bevquant.quant.spec import DEPLOY, W2A8, W4A8, W8A8, Precision, Scheme
 from bevquant.report.search import draw_bits, draw_fronts
 from bevquant.run import calibration_batches, deployable, load_small, quantize_small
 from bevquant.search.bayes import Bayes
@@ -28,7 +29,8 @@ from bevquant.search.costs import CostMaker, latency
 from bevquant.search.errors import cosine_error, mse_error
 from bevquant.search.evaluator import ErrorFunction
 from bevquant.search.executors import Executor, Processes, Serial
-from bevquant.search.front import Front, Point
+from bevquant.search.front import Front
+from bevquant.search.front_file import write_front
 from bevquant.search.ilp import ILP
 from bevquant.search.nsga2 import NSGA2
 from bevquant.search.random_search import Random
@@ -38,8 +40,20 @@ from bevquant.search.space import Space, space, thesis_space
 from bevquant.search.strategy import Strategy
 from bevquant.search.surrogate import Surrogate
 
+LEARNED = (W2A8, W4A8, W8A8)
+"""Precisions whose integers or biases are learned before the search."""
+
 LEDGER = "ledger.sqlite"
 """The ledger's name in a run folder."""
+
+FRONT = "front.json"
+"""The front's name in a run folder."""
+
+EXECUTORS: Mapping[str, Callable[[int, str], Executor]] = {
+    "processes": lambda workers, _: Processes(workers) if workers > 1 else Serial(),
+    "ray": Ray,
+}
+"""Executors by name, made from a number of workers and the address of a cluster."""
 
 STRATEGIES: Mapping[str, Callable[[int | None], Strategy]] = {
     "default": lambda n: Surrogate() if n is None else Surrogate(evaluations=n),
@@ -56,7 +70,7 @@ class SmallProblem:
     """The calibrated small BEVFusion and the frames that bit policies are compared on.
 
     Attributes:
-        model: quantized and calibrated; products of attention stay float.
+        model: quantized, calibrated and reconstructed; products of attention stay float.
         inputs: prepared frames.
         space: 2, 4, 8 or 16 bits for every layer with weights.
         error: the box error of its queries.
@@ -71,10 +85,14 @@ class SmallProblem:
     def of(
         cls, model: BEVFusion, calibration: Sequence[Batch], frames: int, scheme: Scheme = DEPLOY
     ) -> "SmallProblem":
-        """Quantize ``model`` in place; compare on ``frames`` of the calibration frames."""
+        """Quantize ``model`` in place; compare on ``frames`` of the calibration frames.
+
+        The search sees weights as they would be shipped, with learned integers: with
+        integers that are merely rounded all layers of 2 bits look worse than they are.
+        """
         quantize_small(model, calibration, deployable(W8A8), scheme)
-        chosen = calibration[:: max(1, len(calibration) // frames)][:frames]
-        inputs = [model.prepare(batch) for batch in chosen]
+        reconstruct(model, calibration, precisions=LEARNED)
+        inputs = [model.prepare(batch) for batch in compared(calibration, frames)]
         free = space(model, pinned={"*matmul*": None})
         return cls(model, inputs, free, QueryBoxError(model.config.bbox_head))
 
@@ -82,6 +100,11 @@ class SmallProblem:
         """Search with the box error, unless ``options`` of :func:`search` say otherwise."""
         defaults = {"error": self.error, "space": self.space, "forward": run_network}
         return search(self.model, self.inputs, strategy=strategy, **{**defaults, **options})
+
+
+def compared(calibration: Sequence[Batch], frames: int) -> list[Batch]:
+    """Return ``frames`` evenly spread calibration frames, on which genomes are compared."""
+    return [*calibration[:: max(1, len(calibration) // frames)][:frames]]
 
 
 def run_network(model: nn.Module, inputs: NetworkInput) -> HeadOutput:
@@ -118,8 +141,9 @@ def search_small(
     error: str,
     counted: str,
     seed: int,
+    executor: str,
     workers: int,
-    address: str | None,
+    address: str,
 ) -> Front:
     """Search bit-widths for the small BEVFusion; write the front to the folder ``out``.
 
@@ -130,6 +154,7 @@ def search_small(
     _known("strategy", strategy, STRATEGIES)
     _known("error", error, ("box", *errors))
     _known("space", counted, ("all", "thesis"))
+    _known("executor", executor, EXECUTORS)
     makers: list[str | CostMaker] = [*costs]
     if latency_table is not None:
         makers.append(latency(read_json(latency_table)))
@@ -146,17 +171,11 @@ def search_small(
         cost=makers,
         seed=seed,
         ledger=out / LEDGER,
-        executor=_executor(workers, address),
+        executor=EXECUTORS[executor](workers, address),
         **options,
     )
     _write(front, problem.model, out)
     return front
-
-
-def _executor(workers: int, address: str | None) -> Executor:
-    if address is not None:
-        return Ray(workers, address)
-    return Processes(workers) if workers > 1 else Serial()
 
 
 def _known(what: str, name: str, names: Sequence[str] | Mapping[str, Any]) -> None:
@@ -170,11 +189,7 @@ def _write(front: Front, model: BEVFusion, out: Path) -> None:
         "error first": front.error_first(),
         "weight first": front.weight_first(),
     }
-    points = [_described(front, point) for point in front.points]
-    write_json(
-        out / "front.json",
-        {"points": points, "picks": {name: _described(front, p) for name, p in picks.items()}},
-    )
+    write_front(front, out / FRONT)
     first = next(iter(front.float_costs))
     draw_fronts(
         {"front": [(front.relative(p)[first], max(p.error, 1e-9)) for p in front.points]},
@@ -190,12 +205,8 @@ def _write(front: Front, model: BEVFusion, out: Path) -> None:
         shares = (f"{share:.4f}" for share in front.relative(point).values())
         table.add_row(name, f"{point.error:.4g}", *shares)
     console.print(table)
-    console.print(f"{out / 'front.json'}, {out / 'front.png'}, {out / 'bits.png'}", highlight=False)
-
-
-def _described(front: Front, point: Point) -> dict[str, Any]:
-    costs, relative = dict(point.costs), front.relative(point)
-    return {"error": point.error, "costs": costs, "relative": relative, "policy": point.to_json()}
+    console.print(f"{out / FRONT}, {out / 'front.png'}, {out / 'bits.png'}", highlight=False)
+    console.print(f"next: bevquant search pick {out} policy.json", highlight=False)
 
 
 def _bits(precision: Precision | None) -> int:

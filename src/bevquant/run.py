@@ -244,22 +244,29 @@ def export_artefact(
 ) -> None:
     """Write the small BEVFusion to ``out``, quantized or, with precision ``float``, as it is.
 
+    Another ``precision`` is that of all layers, or the JSON file of a bit policy.
     With ``ranges_only`` stage 1 is all that is done; otherwise factors are searched and
     weights learned too.
     """
-    bits = None if precision == "float" else Precision.parse(precision)
+    bits = None if precision == "float" else _policy(precision)
     dataset = NuScenesDataset(data, version, split, sweeps=preprocess.SMALL.sweeps)
     dataset.check()
     dataset.check_points(preprocess.SMALL)
     batches = calibration_batches(dataset, frames)
     model = load_small(checkpoint)
     if bits is not None:
-        quantize_small(model, batches, deployable(bits))
+        quantize_small(model, batches, bits)
         if not ranges_only:
             refine(model, batches)
             reconstruct(model, batches)
     export(model, model.prepare(batches[0]), preprocess.SMALL, out)
     console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
+
+
+def _policy(precision: str) -> BitPolicy:
+    if precision.endswith(".json"):
+        return BitPolicy.from_json(read_json(Path(precision)))
+    return deployable(Precision.parse(precision))
 
 
 def _metrics_table(title: str, metrics: Metrics) -> Table:

@@ -14,6 +14,7 @@ from bevquant import (
     W4A8,
     W8A8,
     BevquantError,
+    BitPolicy,
     apply,
     calibrate,
     fold_batchnorm,
@@ -140,6 +141,22 @@ def test_kept_for_each_precision_until_calibrated_anew() -> None:
     calibrate(model, batches)
     assert not torch.equal(model(batches[0]), two)
     assert torch.equal(apply(model, W4A8)(batches[0]), four_plain)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_several_precisions_at_once_as_if_one_layer_after_the_other_had_it_alone(name: str) -> None:
+    model, batches = prepared(name, W8A8)
+    reconstruct(model, batches, precisions=(W8A8, W4A8, W2A8))
+    assert {layer.precision for layer in quant_modules(model)} == {W8A8}
+    alone, _ = prepared(name, W8A8)
+    layers = [layer for layer in quant_modules(model) if isinstance(layer, QuantLayer)]
+    for layer in [layer for layer in layers if layer.rounded]:
+        for precision in (W4A8, W2A8):
+            apply(alone, BitPolicy({"*": W8A8, layer.name: precision}))
+            reconstruct(alone, batches)
+            same = next(other for other in quant_modules(alone) if other.name == layer.name)
+            assert isinstance(same, QuantLayer)
+            assert torch.equal(same.weight_codes, layer.rounded[precision].codes)
 
 
 def test_saved_and_loaded_in_another_model_to_the_same_bits(tmp_path: Path) -> None:

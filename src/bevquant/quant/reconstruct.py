@@ -1,6 +1,6 @@
 """Beyond the thesis: weights whose integers are learned, layer after layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from bevquant.quant.samples import (
     rows_weight,
     weight_rows,
 )
+from bevquant.quant.spec import Precision
 
 LEARNED_BITS = 6
 """Most bits of a weight whose integers are learned; of wider ones only the bias is refitted."""
@@ -42,6 +43,7 @@ def reconstruct(
     batches: Sequence[Any],
     forward: Forward = call,
     *,
+    precisions: Sequence[Precision] = (),
     samples: int = 512,
     ridge: float = 0.01,
     seed: int = 0,
@@ -51,8 +53,8 @@ def reconstruct(
     Layer after layer, in the order of the forward pass, with all layers before it already
     quantized: a layer is fitted to return the outputs of the *float* network from its
     *quantized* inputs, so that it also makes good what was lost before it. No labels are
-    needed. The result holds for the present precision of the layer and, strictly, for the
-    present policy of the model; it is kept beside those for other precisions.
+    needed. The result holds, strictly, for the present policy of the model; it is kept
+    beside those for other precisions.
 
     Layers with weights of 8 or 16 bits keep their weights and get a refitted bias (bias
     correction, Nagel et al., arXiv 1906.04721). Indices that the network picks (``topk``
@@ -62,6 +64,9 @@ def reconstruct(
         model: quantized and calibrated.
         batches: for calibration; held in mid-forward side by side.
         forward: runs the model on one batch; ``model(batch)`` by default.
+        precisions: what to learn for each layer, all from the inputs that the present policy
+            gives it; by default its present precision. A search that mixes precisions wants
+            them all, learned behind layers of many bits.
         samples: positions of each layer's output that are looked at in each batch.
         ridge: pull towards the float weights, as a share of the mean input power.
         seed: of the positions.
@@ -81,8 +86,8 @@ def reconstruct(
         raise BevquantError("reconstruct: there is no batch to reconstruct on")
     learnable = {layer: i for i, layer in enumerate(layers) if linear_in_rows(layer)}
     for layer in layers:
-        assert layer.precision is not None
-        layer.rounded.pop(layer.precision, None)
+        for precision in _learned(layer, precisions):
+            layer.rounded.pop(precision, None)
 
     done: set[QuantLayer] = set()
     with evaluating(model):
@@ -95,11 +100,10 @@ def reconstruct(
 
         steps = lockstep(model, learnable, list(enumerate(batches)), replay)
         for layer, calls in track(steps, "reconstruct", total=len(learnable)):
-            moments = _moments(layer, calls, wanted)
-            if moments.count:
-                assert layer.precision is not None
-                layer.rounded[layer.precision] = _round(layer, moments, ridge)
-                done.add(layer)
+            for precision, moments in _moments(layer, calls, wanted, precisions):
+                if moments.count:
+                    layer.rounded[precision] = _round(layer, moments, ridge)
+                    done.add(layer)
     return tuple(layer.name for layer in layers if layer not in done)
 
 
@@ -138,18 +142,37 @@ def _float_outputs(
     return wanted, choices
 
 
+def _learned(layer: QuantLayer, precisions: Sequence[Precision]) -> Sequence[Precision]:
+    assert layer.precision is not None
+    return precisions or (layer.precision,)
+
+
 def _moments(
-    layer: QuantLayer, calls: Sequence[Call], wanted: dict[tuple[QuantLayer, int], _Wanted]
-) -> Moments:
-    """Return the moments of a layer's quantized inputs and float outputs."""
-    moments = Moments()
-    for each in calls:
-        sample = wanted.get((layer, each.batch))
-        if sample is not None:
-            (x,) = layer.quantize_inputs(each.args[0])
-            rows = inputs_of(layer, sample.where, x, *each.args[1:], **each.kwargs)
-            moments.update(rows.float(), sample.outputs.float())
-    return moments
+    layer: QuantLayer,
+    calls: Sequence[Call],
+    wanted: dict[tuple[QuantLayer, int], _Wanted],
+    precisions: Sequence[Precision],
+) -> Iterator[tuple[Precision, Moments]]:
+    """Yield, with the layer at each precision, moments of its quantized inputs and float outputs.
+
+    They depend on the bits of the activations only.
+    """
+    present = layer.precision
+    known: dict[int, Moments] = {}
+    try:
+        for precision in _learned(layer, precisions):
+            layer.precision = precision
+            if precision.activations not in known:
+                known[precision.activations] = moments = Moments()
+                for each in calls:
+                    sample = wanted.get((layer, each.batch))
+                    if sample is not None:
+                        (x,) = layer.quantize_inputs(each.args[0])
+                        rows = inputs_of(layer, sample.where, x, *each.args[1:], **each.kwargs)
+                        moments.update(rows.float(), sample.outputs.float())
+            yield precision, known[precision.activations]
+    finally:
+        layer.precision = present
 
 
 def _round(layer: QuantLayer, moments: Moments, ridge: float) -> Rounding:
