@@ -13,6 +13,8 @@ from bevquant.search.ilp import predicted_front
 from bevquant.search.space import Genome
 from bevquant.search.strategy import Ask, Problem, Steps
 
+_MEASURED = 2
+"""Choices of each gene whose sensitivity is measured: the others add little, and are learnt."""
 _PREDICTED = 128
 """Genomes along the predicted front that are looked at in each round, unevaluated."""
 _NEIGHBOURS = 16
@@ -46,13 +48,17 @@ class Surrogate:
 
     def budget(self, problem: Problem) -> int:
         """Return about how many evaluations it will ask for."""
-        return sensitivity.count(problem.space) + min(self.evaluations, problem.space.size)
+        return sensitivity.count(problem.space, _MEASURED) + min(
+            self.evaluations, problem.space.size
+        )
 
     def steps(self, problem: Problem, seed: int) -> Steps:
         """Search."""
         space, costs = problem.space, problem.costs
         generator = np.random.default_rng(seed)
-        base, added = yield from sensitivity.sensitivities(space, self.sensitivity_batches)
+        base, added = yield from sensitivity.sensitivities(
+            space, self.sensitivity_batches, _MEASURED
+        )
         genomes = predicted_front(added, costs, self.start)
         genomes = list(dict.fromkeys((space.lowest, space.highest, *genomes)))
         points = list((yield [Ask(genome) for genome in genomes[: self.evaluations]]))
