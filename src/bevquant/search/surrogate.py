@@ -41,7 +41,7 @@ class Surrogate:
             be all: they are corrected later.
     """
 
-    evaluations: int = 120
+    evaluations: int = 160
     start: int = 24
     at_once: int = 8
     sensitivity_batches: int | None = 1
