@@ -166,6 +166,23 @@ def bench(
 
 
 @app.command()
+def latency(
+    out: Annotated[Path, typer.Option(help="JSON file to write, for search --latency.")],
+    data: Data,
+    version: Version = "v1.0-world",
+    split: Annotated[str, typer.Option(help="Split of the frames.")] = "world_train",
+    frames: Annotated[int, typer.Option(min=1, help="Frames, evenly spread.")] = 4,
+    checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    runs: Annotated[int, typer.Option(min=3, help="Interleaved runs of each network.")] = 20,
+) -> None:
+    """Measure each layer of the small BEVFusion on the engine, in float and in integers."""
+    from bevquant.speed import measure_latency
+
+    measure_latency(out, data, version, split, frames, checkpoint, threads, runs)
+
+
+@app.command()
 def sensitivity(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for rows, table and picture.")],

@@ -1,18 +1,25 @@
-"""The verb ``bench``: deployed files side by side."""
+"""The verbs ``bench``, deployed files side by side, and ``latency``, layer by layer."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from bevquant.data import preprocess
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.deploy.bench import STAGES, Candidate, Measurement, Timing, bench
 from bevquant.deploy.engines import has_bf16
-from bevquant.deploy.runtime import load
+from bevquant.deploy.export import export, export_float
+from bevquant.deploy.latency import latency_table
+from bevquant.deploy.qdq import FLOAT
+from bevquant.deploy.runtime import flatten, load
 from bevquant.files import write_json
 from bevquant.progress import console
 from bevquant.provenance import cpu_name
+from bevquant.quant.spec import W8A8
+from bevquant.run import calibration_batches, load_small, quantize_small
 
 
 def bench_artefacts(
@@ -48,6 +55,40 @@ def bench_artefacts(
     if json is not None:
         write_json(json, {"cpu": cpu_name(), "measurements": list(map(describe, measured))})
     return measured
+
+
+def measure_latency(
+    out: Path,
+    data: Path,
+    version: str,
+    split: str,
+    calibration_frames: int,
+    checkpoint: Path | None,
+    threads: int,
+    rounds: int,
+) -> None:
+    """Measure the layers of the small BEVFusion; write what ``search --latency`` takes to ``out``.
+
+    Raises:
+        BevquantError: the checkpoint or the data cannot be used.
+    """
+    dataset = NuScenesDataset(data, version, split, sweeps=preprocess.SMALL.sweeps)
+    dataset.check()
+    batches = calibration_batches(dataset, calibration_frames)
+    model = load_small(checkpoint)
+    inputs = [model.prepare(batch) for batch in batches]
+    quantize_small(model, batches, W8A8)
+    with tempfile.TemporaryDirectory() as folder:
+        original, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        export_float(model, inputs[0], preprocess.SMALL, original)
+        export(model, inputs[0], preprocess.SMALL, quantized)
+        table = latency_table(original, quantized, list(map(flatten, inputs)), threads, rounds)
+    write_json(out, table)
+    sums = ", ".join(
+        f"{sum(times[precision] for times in table.values()):.1f} ms at {precision}"
+        for precision in (FLOAT, str(W8A8))
+    )
+    console.print(f"{out}: {len(table)} layers, in all {sums}", highlight=False)
 
 
 def describe(row: Measurement) -> dict[str, Any]:

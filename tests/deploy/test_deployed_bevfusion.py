@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ from bevquant.data.preprocess import collate
 from bevquant.deploy.bench import STAGE_OF, STAGES, Candidate, bench
 from bevquant.deploy.engines import open_engine
 from bevquant.deploy.export import CONFIG_KEY, export, export_float, export_module
+from bevquant.deploy.latency import latency_table
 from bevquant.deploy.profile import Profile
-from bevquant.deploy.runtime import load
+from bevquant.deploy.runtime import flatten, load
 from bevquant.errors import BevquantError
-from bevquant.models.bevfusion import SMALL, BEVFusion
+from bevquant.models.bevfusion import SMALL, BEVFusion, HeadOutput
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import quantize
 from bevquant.quant.spec import W8A8
+from bevquant.search.costs import latency
+from bevquant.search.space import space
 
 TINY = SMALL.model_copy(
     update={
@@ -172,10 +176,10 @@ def test_bench_measures_files_on_the_same_frames(exported, tiny_world):
         assert len(result.latency.runs) == 2
         assert set(result.modules) == set(STAGE_OF)
         assert all(timing.median_ms > 0 for timing in result.modules.values())
-        for i, latency in enumerate(result.latency.runs):
+        for i, whole in enumerate(result.latency.runs):
             parts = {name: timing.runs[i] for name, timing in result.stages.items()}
             assert set(parts) == set(STAGES)
-            assert sum(parts.values()) == pytest.approx(latency, rel=1e-3)
+            assert sum(parts.values()) == pytest.approx(whole, rel=1e-3)
             # What the engine does outside of the main modules is next to nothing.
             assert 0 < parts["other"] < 0.2 * result.network.runs[i]
         footprint = result.footprint
@@ -188,3 +192,42 @@ def test_bench_measures_files_on_the_same_frames(exported, tiny_world):
 def test_an_engine_without_counters_is_named(exported):
     with pytest.raises(BevquantError, match="OpenVINO"):
         Profile(open_engine(exported.float_file, "literal"))
+
+
+def test_a_profile_accounts_for_the_whole_run(exported, batches):
+    for file in (exported.float_file, exported.file):
+        deployed = load(file)
+        profile = Profile(deployed.engine)
+        arrays = deployed.prepare(batches[0])
+        shares = []
+        for _ in range(4):
+            start = time.perf_counter()
+            outputs, spent = profile(arrays)
+            seconds = time.perf_counter() - start
+            shares.append(sum(spent.values()) / 1e3 / seconds)
+            assert len(outputs) == len(HeadOutput._fields)
+        assert 0.8 < np.median(shares) < 1.01
+        parts = set(deployed.engine.precisions) | set(STAGE_OF) | {""}
+        assert set(spent) <= parts
+        # A layer that is fused with another, or that is its own output, may be missing.
+        assert len(set(spent) & set(deployed.engine.precisions)) > 0.7 * len(spent)
+
+
+def test_the_search_takes_a_measured_latency_table(exported, batches):
+    arrays = flatten(exported.model.prepare(batches[0]))
+    table = latency_table(exported.float_file, exported.file, [arrays], rounds=3)
+    profile = Profile(open_engine(exported.float_file))
+    layers = [sum(profile(arrays)[1].get(layer, 0.0) for layer in table) for _ in range(4)]
+    total = sum(times["float"] for times in table.values())
+    assert 0.3 * min(layers) < total < 3 * max(layers)
+    for times in table.values():
+        assert times["W2A8"] == times["W4A8"] == times["W8A8"] >= 0
+        assert times["W16A16"] == times["float"] >= 0
+    free = space(exported.model, pinned={"*matmul*": None})
+    cost = latency(table)(exported.model, free)
+    assert cost.float_value == pytest.approx(total)
+    lowest, highest = (cost(tuple(pick(range(n)) for n in free.sizes)) for pick in (min, max))
+    assert highest == pytest.approx(total)
+    matmuls = sum(times["float"] for name, times in table.items() if "matmul" in name)
+    rest = sum(times["W2A8"] for name, times in table.items() if "matmul" not in name)
+    assert lowest == pytest.approx(matmuls + rest)

@@ -50,9 +50,8 @@ class Profile:
         for node in self._request.get_profiling_info():
             # The counters tell the mean over all runs so far.
             total = self._runs * (node.real_time / MILLISECOND)
-            spent[self._parts.get(node.node_name, "")] += total - self._totals.get(
-                node.node_name, 0.0
-            )
+            part = self._parts.get(node.node_name, "")
+            spent[part] += total - self._totals.get(node.node_name, 0.0)
             self._totals[node.node_name] = total
         return outputs, dict(spent)
 
