@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -25,11 +26,33 @@ def onnx_runtime(job: Job) -> Quantized:
     loses two points more.
     """
     import onnxruntime
+
+    model = onnx.load(onnx_runtime_file(job))
+    stored = {each.name: each for each in model.graph.initializer}
+    wanted = {8: onnx.TensorProto.INT8, 4: onnx.TensorProto.INT4}[job.precision.weights]
+    weights = sum(
+        node.op_type == "DequantizeLinear"
+        and node.input[0] in stored
+        and stored[node.input[0]].data_type == wanted
+        for node in model.graph.node
+    )
+    options = onnxruntime.SessionOptions()
+    # Literally as written, and on one thread, on which its scatter-add is right.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [each.name for each in session.get_inputs()]
+    return Quantized(_of_feeds(lambda feed: session.run(None, feed), names), weights)
+
+
+def onnx_runtime_file(job: Job) -> Path:
+    """Return the file that its quantizer writes."""
     from onnxruntime import quantization as ort
 
     graph, quantized = job.graph(), job.folder / "quantized.onnx"
     feeds = feeds_of(job, graph.read_bytes())
-    names = list(feeds[0])
 
     class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -49,23 +72,7 @@ def onnx_runtime(job: Job) -> Quantized:
         weight_type={8: ort.QuantType.QInt8, 4: ort.QuantType.QInt4}[job.precision.weights],
         calibrate_method=ort.CalibrationMethod.MinMax,
     )
-    model = onnx.load(quantized)
-    stored = {each.name: each for each in model.graph.initializer}
-    wanted = {8: onnx.TensorProto.INT8, 4: onnx.TensorProto.INT4}[job.precision.weights]
-    weights = sum(
-        node.op_type == "DequantizeLinear"
-        and node.input[0] in stored
-        and stored[node.input[0]].data_type == wanted
-        for node in model.graph.node
-    )
-    options = onnxruntime.SessionOptions()
-    # Literally as written, and on one thread, on which its scatter-add is right.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return Quantized(_of_feeds(lambda feed: session.run(None, feed), names), weights)
+    return quantized
 
 
 AIMET_PLACEMENT = {

@@ -22,13 +22,29 @@ def nncf_full(job: Job) -> Quantized:
 
 
 def _nncf(job: Job, *, fast: bool) -> Quantized:
+    quantized = nncf_graph(job, fast=fast)
+    weights = _weights_to_float(quantized)
+    compiled = openvino.Core().compile_model(
+        quantized, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    )
+    request = compiled.create_infer_request()
+
+    def network(inputs: NetworkInput) -> list[torch.Tensor]:
+        results = request.infer(flatten(inputs))
+        return [torch.from_numpy(results[output]) for output in compiled.outputs]
+
+    return Quantized(predictor(load_small(), network), weights)
+
+
+def nncf_graph(job: Job, *, fast: bool) -> openvino.Model:
+    """Return the quantized graph as NNCF leaves it."""
     import nncf as peer
     from nncf.quantization import advanced_parameters as advanced
 
     graph = job.graph()
     feeds = feeds_of(job, graph.read_bytes())
     eight = job.precision.weights == 8
-    quantized = peer.quantize(
+    return peer.quantize(
         openvino.Core().read_model(graph),
         peer.Dataset(feeds),
         preset=peer.QuantizationPreset.MIXED,
@@ -46,17 +62,6 @@ def _nncf(job: Job, *, fast: bool) -> Quantized:
             else advanced.QuantizationParameters(num_bits=4),
         ),
     )
-    weights = _weights_to_float(quantized)
-    compiled = openvino.Core().compile_model(
-        quantized, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    )
-    request = compiled.create_infer_request()
-
-    def network(inputs: NetworkInput) -> list[torch.Tensor]:
-        results = request.infer(flatten(inputs))
-        return [torch.from_numpy(results[output]) for output in compiled.outputs]
-
-    return Quantized(predictor(load_small(), network), weights)
 
 
 def _weights_to_float(model: openvino.Model) -> int:

@@ -5,9 +5,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from rich.table import Table
 
 from bevquant.progress import console
@@ -28,6 +30,17 @@ class Row:
         if self.bound == "at least":
             return self.measured >= self.goal
         return self.measured <= self.goal
+
+
+def of_runs(figure: str, bound: str, goal: float, runs: Sequence[float]) -> Row:
+    """Return the median of ``runs`` and their interquartile range as a row."""
+    low, median, high = np.percentile(runs, (25, 50, 75))
+    return Row(figure, bound, goal, float(median), float(high - low))
+
+
+def not_measured(figure: str, bound: str, goal: float, reason: str) -> Row:
+    """Return a row that does not hold, since nobody knows."""
+    return Row(f"{figure} (NOT MEASURED: {reason})", bound, goal, nan, 0.0)
 
 
 def report(name: str, measure: Callable[[], Sequence[Row]]) -> None:

@@ -55,6 +55,19 @@ def test_reference_images_are_pillows_resize_crop_and_normalise(reference_frame:
         np.testing.assert_array_equal(got.permute(1, 2, 0), expected)
 
 
+@pytest.mark.parametrize("resize", [0.3, 0.48, 0.5, 0.77, 1.3, 2.5])
+def test_rows_that_are_not_resized_change_nothing(resize: float):
+    frame = random_frame(3, 160, 90)
+    height, width = int(90 * resize), int(160 * resize)
+    for cut in (1, height // 4, height // 2, height - 1):
+        size = (height - cut, width - 2)
+        settings = FULL.model_copy(update={"image_resize": resize, "image_size": size})
+        image = Image.fromarray(frame.images[0]).resize((width, height), Image.Resampling.BICUBIC)
+        expected = (np.float32(image)[cut:, 1 : width - 1] - MEAN) / STD
+        actual = collate([replace(frame, points=np.zeros((1, 5), np.float32))], settings).images
+        np.testing.assert_allclose(actual[0, 0].numpy().transpose(1, 2, 0), expected, atol=1e-5)
+
+
 def test_small_images_are_cropped_at_the_top_only(small_frame: Frame):
     batch = collate([small_frame], SMALL)
     assert batch.images.shape == (1, 6, 3, 128, 352)

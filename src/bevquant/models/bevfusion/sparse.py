@@ -8,6 +8,8 @@ gather and one matrix product, the form that inference engines run; on a CPU it 
 several times more, because most kernel positions of a LiDAR voxel are empty.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -49,22 +51,34 @@ class Rows(NamedTuple):
     starts: Tensor
 
 
-class Pairs(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Pairs:
     """Who meets whom in a sparse convolution with K kernel positions.
 
     Attributes:
         inputs: int64 [P], input row of each pair; the pairs of kernel position 0 first.
         outputs: int64 [P], its output row.
         counts: int64 [K], pairs per kernel position (kx, ky, kz; kz runs fastest).
-        by_input: the pairs grouped by input row.
-        by_output: the pairs grouped by output row.
+        num_inputs: input rows.
+        num_outputs: output rows.
     """
 
     inputs: Tensor
     outputs: Tensor
     counts: Tensor
-    by_input: Rows
-    by_output: Rows
+    num_inputs: int
+    num_outputs: int
+
+    # Sorted when they are asked for: the table, all that an engine is given, needs neither.
+    @cached_property
+    def by_input(self) -> Rows:
+        """The pairs grouped by input row."""
+        return _group(self.inputs, self.num_inputs)
+
+    @cached_property
+    def by_output(self) -> Rows:
+        """The pairs grouped by output row."""
+        return _group(self.outputs, self.num_outputs)
 
     def split(self, values: Tensor) -> tuple[Tensor, ...]:
         """Split ``values`` [P, ...] by kernel position."""
@@ -77,7 +91,7 @@ class Pairs(NamedTuple):
             rows: int64 [P], different output rows, or ``None`` for all.
         """
         inputs, outputs = self.inputs, self.outputs
-        positions, size = len(self.counts), len(self.by_output.starts)
+        positions, size = len(self.counts), self.num_outputs
         position = torch.arange(positions, device=inputs.device).repeat_interleave(self.counts)
         if rows is not None:
             place = inputs.new_full((size,), -1)
@@ -85,7 +99,7 @@ class Pairs(NamedTuple):
             wanted = place[outputs] >= 0
             inputs, outputs, position = inputs[wanted], place[outputs[wanted]], position[wanted]
             size = len(rows)
-        table = inputs.new_full((size * positions,), len(self.by_input.starts))
+        table = inputs.new_full((size * positions,), self.num_inputs)
         table[outputs * positions + position] = inputs
         return table.view(size, positions)
 
@@ -207,7 +221,7 @@ def submanifold_pairs(sites: Sites) -> Pairs:
     index = met.flatten().nonzero().squeeze(1)
     output, neighbour = index % len(keys), torch.stack(rows).flatten().index_select(0, index)
     counts = met.sum(1)
-    return _pairs(
+    return Pairs(
         torch.cat((output.flip(0), own, neighbour)),
         torch.cat((neighbour.flip(0), own, output)),
         torch.cat((counts.flip(0), counts.new_tensor((len(keys),)), counts)),
@@ -243,7 +257,7 @@ def strided_pairs(
     z = _pick(target[2], offset % kernel[2], inputs)
     keys = ((frame.index_select(0, inputs) * shape[0] + x) * shape[1] + y) * shape[2] + z
     unique, outputs = torch.unique(keys, return_inverse=True)
-    pairs = _pairs(inputs, outputs, counts, len(frame), len(unique))
+    pairs = Pairs(inputs, outputs, counts, len(frame), len(unique))
     return Sites(unique, shape), pairs
 
 
@@ -255,12 +269,6 @@ def output_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple)
 
 def _pick(table: Tensor, row: Tensor, column: Tensor) -> Tensor:
     return table.flatten().index_select(0, row * table.shape[1] + column)
-
-
-def _pairs(
-    inputs: Tensor, outputs: Tensor, counts: Tensor, num_inputs: int, num_outputs: int
-) -> Pairs:
-    return Pairs(inputs, outputs, counts, _group(inputs, num_inputs), _group(outputs, num_outputs))
 
 
 def _group(rows: Tensor, num_rows: int) -> Rows:
