@@ -5,13 +5,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from bevquant.data import preprocess
 from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.data.preprocess import collate
 from bevquant.deploy.bench import STAGES, Candidate, Measurement, Timing, bench
 from bevquant.deploy.engines import has_bf16
 from bevquant.deploy.export import export, export_float
+from bevquant.deploy.gpu import candidates_per_second, time_arithmetics
 from bevquant.deploy.latency import latency_table
 from bevquant.deploy.qdq import FLOAT
 from bevquant.deploy.runtime import flatten, load
@@ -49,12 +52,34 @@ def bench_artefacts(
     dataset.check()
     measured = []
     for count in threads:
-        rows = bench(candidates, dataset, count, rounds)
-        console.print(_table(rows))
-        measured += rows
+        compared = bench(candidates, dataset, count, rounds)
+        console.print(_table(compared))
+        measured += compared
+    gpu = _on_gpu(files[0], dataset, rounds)
     if json is not None:
-        write_json(json, {"cpu": cpu_name(), "measurements": list(map(describe, measured))})
+        rows = list(map(describe, measured))
+        write_json(json, {"cpu": cpu_name(), "measurements": rows, "gpu": gpu})
     return measured
+
+
+def _on_gpu(file: Path, dataset: NuScenesDataset, rounds: int) -> dict[str, Any] | None:
+    """Print and return what PyTorch does with the network of ``file`` on a GPU."""
+    if not torch.cuda.is_available():
+        console.print("PyTorch on a GPU: skipped, it sees none here")
+        return None
+    deployed = load(file)
+    batches = [collate([dataset.frame(i)], deployed.preprocess) for i in range(len(dataset))]
+    inputs = [deployed.model.prepare(batch) for batch in batches]
+    timings = time_arithmetics(deployed.model, inputs, rounds=rounds)
+    candidates = candidates_per_second(deployed.model, inputs[0], rounds=rounds)
+    name = torch.cuda.get_device_name()
+    table = Table("", *timings, title=f"PyTorch on {name}")
+    times = list(timings.values())
+    table.add_row("network, ms", *(_time(timing, times[0]) for timing in times))
+    console.print(table)
+    console.print(f"{candidates:.1f} simulated candidates a second")
+    described = {arithmetic: _described(timing) for arithmetic, timing in timings.items()}
+    return {"name": name, "network": described, "candidates_per_second": candidates}
 
 
 def measure_latency(
