@@ -17,8 +17,9 @@ from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import collate
 from bevquant.data.world.generate import generate
 from bevquant.data.world.settings import VERSION, WorldSettings
-from bevquant.deploy.bench import Candidate, Measurement, bench
+from bevquant.deploy.bench import bench
 from bevquant.deploy.export import export, export_float
+from bevquant.deploy.measurement import Candidate, Measurement
 from bevquant.models.bevfusion import FULL, BEVFusion
 from bevquant.quant.spec import W8A8
 from bevquant.run import deployable, quantize_small

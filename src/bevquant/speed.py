@@ -11,11 +11,12 @@ from rich.table import Table
 from bevquant.data import preprocess
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import collate
-from bevquant.deploy.bench import STAGES, Candidate, Measurement, Timing, bench
+from bevquant.deploy.bench import bench
 from bevquant.deploy.engines import has_bf16
 from bevquant.deploy.export import export, export_float
 from bevquant.deploy.gpu import candidates_per_second, time_arithmetics
 from bevquant.deploy.latency import latency_table
+from bevquant.deploy.measurement import STAGES, Candidate, Measurement, Timing
 from bevquant.deploy.qdq import FLOAT
 from bevquant.deploy.runtime import flatten, load
 from bevquant.files import write_json

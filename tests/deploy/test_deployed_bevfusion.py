@@ -12,10 +12,11 @@ from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import SMALL as PREPROCESS
 from bevquant.data.preprocess import collate
-from bevquant.deploy.bench import STAGE_OF, STAGES, Candidate, bench
+from bevquant.deploy.bench import bench
 from bevquant.deploy.engines import open_engine
 from bevquant.deploy.export import CONFIG_KEY, export, export_float, export_module
 from bevquant.deploy.latency import latency_table
+from bevquant.deploy.measurement import STAGE_OF, STAGES, Candidate
 from bevquant.deploy.profile import Profile
 from bevquant.deploy.runtime import flatten, load
 from bevquant.errors import BevquantError

@@ -14,8 +14,9 @@ from bevquant.data.frame import Batch, Boxes
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.demo.pictures import best_score, choose, picture, seen
-from bevquant.deploy.bench import Candidate, bench
+from bevquant.deploy.bench import bench
 from bevquant.deploy.export import export, export_float
+from bevquant.deploy.measurement import Candidate
 from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
 from bevquant.evaluate import Prediction, Predictor, evaluate, float_predictor, predict_split, score

@@ -4,109 +4,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import collate
-from bevquant.deploy.engines import Arithmetic, Array
-from bevquant.deploy.footprint import Footprint, footprint
+from bevquant.deploy.engines import Array
+from bevquant.deploy.footprint import footprint
+from bevquant.deploy.measurement import STAGE_OF, STAGES, Candidate, Measurement, Timing
 from bevquant.deploy.profile import Profile, main_modules
 from bevquant.deploy.runtime import load
 from bevquant.models.bevfusion import HeadOutput
 from bevquant.progress import track
 
 WARM_UP = 2
-
-STAGES = ("preprocess", "camera", "LiDAR", "fuse", "head", "decode", "other")
-"""What a frame goes through. ``other`` is the engine between two layers, and its dispatch."""
-
-STAGE_OF = {
-    "img_backbone": "camera",
-    "img_neck": "camera",
-    "view_transform": "camera",
-    "pts_middle_encoder": "LiDAR",
-    "fusion_layer": "fuse",
-    "pts_backbone": "fuse",
-    "pts_neck": "fuse",
-    "bbox_head": "head",
-}
-"""The stage of each main module."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What is measured.
-
-    Attributes:
-        path: file of :func:`~bevquant.deploy.export.export`.
-        arithmetic: of what is not computed in integers.
-    """
-
-    path: Path
-    arithmetic: Arithmetic = "f32"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Wall-clock time of one thing that was run many times.
-
-    Attributes:
-        runs: milliseconds of each run that counts.
-    """
-
-    runs: tuple[float, ...]
-
-    @property
-    def median_ms(self) -> float:
-        """The median of the runs."""
-        return float(np.median(self.runs))
-
-    @property
-    def spread_ms(self) -> float:
-        """Their interquartile range."""
-        low, high = np.percentile(self.runs, (25, 75))
-        return float(high - low)
-
-    def speed_up(self, of: "Timing") -> float:
-        """Return how many times as fast ``of`` is: the median over runs side by side."""
-        return float(np.median(np.divide(self.runs, of.runs)))
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One candidate at one number of threads.
-
-    Attributes:
-        candidate: what was measured.
-        threads: of the engine, and of the work around it.
-        latency: from the files of one frame to its boxes.
-        network: from the network's input to its output, the part that is the engine's.
-        stages: parts of ``latency``, by the names in :data:`STAGES`.
-        modules: parts of ``network``, by main module, as the engine counts them.
-        file_bytes: size of the file.
-        footprint: what it takes of a fresh process.
-        integer_layers: layers that the engine executes in integers.
-        quantizable_layers: layers that could be.
-    """
-
-    candidate: Candidate
-    threads: int
-    latency: Timing
-    network: Timing
-    stages: dict[str, Timing]
-    modules: dict[str, Timing]
-    file_bytes: int
-    footprint: Footprint
-    integer_layers: int
-    quantizable_layers: int
-
-    @property
-    def frames_per_second(self) -> float:
-        """Throughput, one frame after the other."""
-        return 1e3 / self.latency.median_ms
 
 
 def bench(
@@ -134,14 +45,26 @@ def bench(
     """
     used = range(min(frames, len(dataset)))
     with _torch_threads(threads):
-        roads = [_Road(candidate, dataset, threads) for candidate in candidates]
-        laps: list[list[_Lap]] = [[] for _ in roads]
-        for number in track(range(WARM_UP + rounds), f"bench, {threads} threads"):
-            for road, own in zip(roads, laps, strict=True):
-                own.append(road.run(used[number % len(used)]))
-        inputs = [roads[0].prepare(index) for index in used]
+        results, inputs = _race(candidates, dataset, threads, rounds, used)
         return [
-            road.measurement(own[WARM_UP:], inputs) for road, own in zip(roads, laps, strict=True)
+            Measurement(
+                candidate=candidate,
+                threads=threads,
+                latency=Timing(tuple(lap.latency for lap in result.laps)),
+                network=Timing(tuple(lap.network for lap in result.laps)),
+                stages={
+                    name: Timing(tuple(lap.stages[name] for lap in result.laps)) for name in STAGES
+                },
+                modules={
+                    name: Timing(tuple(lap.modules[name] for lap in result.laps))
+                    for name in STAGE_OF
+                },
+                file_bytes=candidate.path.stat().st_size,
+                footprint=footprint(candidate.path, inputs, threads, candidate.arithmetic),
+                integer_layers=result.integer_layers,
+                quantizable_layers=result.quantizable_layers,
+            )
+            for candidate, result in zip(candidates, results, strict=True)
         ]
 
 
@@ -155,13 +78,44 @@ class _Lap:
     modules: dict[str, float]
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What came of one candidate."""
+
+    laps: list[_Lap]
+    integer_layers: int
+    quantizable_layers: int
+
+
+def _race(
+    candidates: Sequence[Candidate],
+    dataset: NuScenesDataset,
+    threads: int,
+    rounds: int,
+    frames: Sequence[int],
+) -> tuple[list[_Result], list[list[Array]]]:
+    """Run the candidates in turn; also return the network's input for each frame.
+
+    The engines are gone afterwards: those of the public network hold gigabytes.
+    """
+    roads = [_Road(candidate, dataset, threads) for candidate in candidates]
+    engines = [road.deployed.engine for road in roads]
+    results = [
+        _Result([], len(engine.integer_layers), len(engine.precisions)) for engine in engines
+    ]
+    for number in track(range(WARM_UP + rounds), f"bench, {threads} threads"):
+        for road, result in zip(roads, results, strict=True):
+            lap = road.run(frames[number % len(frames)])
+            if number >= WARM_UP:
+                result.laps.append(lap)
+    return results, [roads[0].prepare(index) for index in frames]
+
+
 class _Road:
     """A candidate, from the files of a frame to its boxes."""
 
     def __init__(self, candidate: Candidate, dataset: NuScenesDataset, threads: int) -> None:
-        self.candidate = candidate
         self.dataset = dataset
-        self.threads = threads
         self.deployed = load(candidate.path, threads=threads, arithmetic=candidate.arithmetic)
         self.profile = Profile(self.deployed.engine)
 
@@ -187,21 +141,6 @@ class _Road:
             stages[stage] += modules.get(module, 0.0)
         stages["other"] = network - sum(modules.get(module, 0.0) for module in STAGE_OF)
         return _Lap(1e3 * (end - start), network, stages, modules)
-
-    def measurement(self, laps: Sequence[_Lap], inputs: Sequence[Sequence[Array]]) -> Measurement:
-        candidate, engine = self.candidate, self.deployed.engine
-        return Measurement(
-            candidate=candidate,
-            threads=self.threads,
-            latency=Timing(tuple(lap.latency for lap in laps)),
-            network=Timing(tuple(lap.network for lap in laps)),
-            stages={name: Timing(tuple(lap.stages[name] for lap in laps)) for name in STAGES},
-            modules={name: Timing(tuple(lap.modules[name] for lap in laps)) for name in STAGE_OF},
-            file_bytes=candidate.path.stat().st_size,
-            footprint=footprint(candidate.path, inputs, self.threads, candidate.arithmetic),
-            integer_layers=len(engine.integer_layers),
-            quantizable_layers=len(engine.precisions),
-        )
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bevquant.deploy.bench import WARM_UP, Timing
+from bevquant.deploy.bench import WARM_UP
+from bevquant.deploy.measurement import Timing
 from bevquant.models.bevfusion import BEVFusion, HeadOutput, NetworkInput
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.policy import BitPolicy

@@ -1,4 +1,4 @@
-from bevquant.deploy.bench import Timing
+from bevquant.deploy.measurement import Timing
 
 
 def test_timing_is_median_and_interquartile_range():
