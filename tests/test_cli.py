@@ -153,3 +153,21 @@ def test_bench_refuses_a_number_of_threads(tmp_path: Path) -> None:
         result = bevquant("bench", "x.onnx", "--data", tmp_path, "--threads", threads)
         assert result.returncode == 2
         assert f"--threads {threads}: give numbers" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_measured_latency_table_is_what_a_search_takes(tiny_world: Path, tmp_path: Path) -> None:
+    table, out = tmp_path / "table.json", tmp_path / "run"
+    data = ("--data", tiny_world)
+    result = bevquant("latency", "--out", table, *data, "--frames", 1, "--runs", 3)
+    assert result.returncode == 0, result.stderr
+    times = json.loads(table.read_text())
+    assert sum(row["W8A8"] for row in times.values()) > 0
+    for space in ("all", "thesis"):
+        options = ("--strategy", "random", "--evaluations", 2, "--frames", 1, "--calibration", 1)
+        result = bevquant(
+            "search", *data, "--out", out / space, "--latency", table, "--space", space, *options
+        )
+        assert result.returncode == 0, result.stderr
+        points = json.loads((out / space / "front.json").read_text())["points"]
+        assert all(point["costs"]["latency"] > 0 for point in points)
