@@ -22,7 +22,7 @@ from bevquant.run import deployable, ends_at_8_bits
 from bevquant.search.ilp import ILP
 
 FRONT = 24
-EACH = 5
+EACH = 4
 """Points of each front whose NDS is measured."""
 MOST = 0.135
 """Relative weight bits; above, no NDS is lost."""
