@@ -122,11 +122,19 @@ def look(
     split: Split = "world_val",
     frame: Annotated[int, typer.Option(min=0, help="Position in the split.")] = 0,
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("frame.png"),
+    model: Annotated[
+        str | None,
+        typer.Option(help="Draw the map or voxels that this network finds, beside the labels."),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="[default: the shipped one]")] = None,
 ) -> None:
     """Draw a frame: LiDAR points and annotated boxes on the six images and from above."""
-    from bevquant.run import look_at_frame
+    from bevquant.run import look_at_frame, look_at_labels
 
-    look_at_frame(data, version, split, frame, out)
+    if model is None:
+        look_at_frame(data, version, split, frame, out)
+    else:
+        look_at_labels(model, checkpoint, data, version, split, frame, out)
 
 
 @app.command()

@@ -10,7 +10,8 @@ from rich.table import Table
 from torch import nn
 
 from bevquant.data import preprocess
-from bevquant.data.frame import Batch
+from bevquant.data.frame import Batch, Frame
+from bevquant.data.labels import OCCUPANCY_ORIGIN
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import collate
 from bevquant.data.world.generate import generate
@@ -21,6 +22,7 @@ from bevquant.errors import BevquantError
 from bevquant.evaluate import Metrics, evaluate, measure
 from bevquant.files import read_json, write_json
 from bevquant.memory import keep_freed_memory
+from bevquant.metrics.agreement import CERTAIN
 from bevquant.models.bevfusion import SMALL, BEVFusion
 from bevquant.models.weights import load_encoder, load_weights
 from bevquant.models.zoo import DENSE, DETECTORS, network, shipped
@@ -33,6 +35,7 @@ from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.refine import refine
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
 from bevquant.recipe import TailRecipe, TrainRecipe, load_recipe, read_recipe
+from bevquant.report.above import draw_map, draw_voxels
 from bevquant.report.look import draw_frame
 from bevquant.train.fused import train_tail
 from bevquant.train.loop import train
@@ -226,10 +229,48 @@ def look_at_frame(data: Path, version: str, split: str, index: int, out: Path) -
         BevquantError: the split has no such frame, or one of its files is broken.
     """
     dataset = NuScenesDataset(data, version, split, sweeps=0)
-    if index >= len(dataset):
-        raise BevquantError(f"frame {index}: split {split!r} ends at frame {len(dataset) - 1}")
-    draw_frame(dataset.frame(index), out)
+    draw_frame(_frame(dataset, index), out)
     console.print(f"{out}: frame {index} of {split}, sample {dataset.tokens[index]}")
+
+
+def look_at_labels(
+    model: str,
+    checkpoint: Path | None,
+    data: Path,
+    version: str,
+    split: str,
+    index: int,
+    out: Path,
+) -> None:
+    """Draw what a dense network makes of one frame beside its labels, seen from above.
+
+    Raises:
+        BevquantError: the network labels no cells, the split has no such frame, or one of
+            its files is missing or broken.
+    """
+    if model not in DENSE:
+        raise BevquantError(f"model {model!r}: labels no cells; choose from {', '.join(DENSE)}")
+    net = DENSE[model]
+    dataset = net.dataset(data, version, split)
+    frame = _frame(dataset, index)
+    loaded = net.load(checkpoint or shipped(model))
+    batch = collate([frame], net.preprocess)
+    with torch.inference_mode():
+        found = loaded.decode(loaded(batch))[0].numpy()
+    if frame.map_masks is not None and net.map_grid is not None:
+        draw_map(frame.map_masks, found >= CERTAIN, net.map_grid.reach, out)
+    elif frame.occupancy is not None:
+        truth, seen = frame.occupancy.semantics.numpy(), frame.occupancy.mask_camera.numpy()
+        draw_voxels(truth, found, seen, -OCCUPANCY_ORIGIN[0], out)
+    console.print(f"{out}: frame {index} of {split}, sample {frame.token}")
+
+
+def _frame(dataset: NuScenesDataset, index: int) -> Frame:
+    if index >= len(dataset):
+        raise BevquantError(
+            f"frame {index}: split {dataset.split!r} ends at frame {len(dataset) - 1}"
+        )
+    return dataset.frame(index)
 
 
 def export_artefact(

@@ -88,6 +88,10 @@ class DenseNetwork(BEVEncoder, ABC):
         """Return raw scores from features [B, C, X', Y'] on the grid of the labels."""
 
     @abstractmethod
+    def decode(self, output: Tensor) -> Tensor:
+        """Turn raw scores into what the metric takes."""
+
+    @abstractmethod
     def losses(self, output: Tensor, labels: Labelled) -> dict[str, Tensor]:
         """Return the terms whose sum training minimises.
 

@@ -21,11 +21,13 @@ class OccupancyHeadConfig(BaseModel):
 
     Attributes:
         channels: after the convolution; the hidden layer behind it has twice as many.
+        class_weights: of the classes in the loss.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: int
+    class_weights: tuple[float, ...] = (1.0,) * len(OCCUPANCY_CLASSES)
 
 
 class OccupancyConfig(EncoderConfig):
@@ -87,7 +89,7 @@ class BEVOccupancy(DenseNetwork):
         return output.argmax(-1).to(torch.uint8)
 
     def losses(self, output: Tensor, labels: Labelled) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of the voxels that a camera sees.
+        """Return the mean cross-entropy, weighted by class, of the voxels that a camera sees.
 
         Raises:
             BevquantError: the batch has no occupancy labels.
@@ -96,7 +98,8 @@ class BEVOccupancy(DenseNetwork):
             raise BevquantError("occupancy: the batch has none; open the data with occupancy=True")
         seen = labels.occupancy.mask_camera.to(output.device)
         target = labels.occupancy.semantics.to(output.device)[seen].long()
-        return {"occupancy": F.cross_entropy(output[seen].float(), target)}
+        weights = torch.tensor(self.config.occ_head.class_weights, device=output.device)
+        return {"occupancy": F.cross_entropy(output[seen].float(), target, weights)}
 
 
 FULL = OccupancyConfig(
@@ -105,7 +108,18 @@ FULL = OccupancyConfig(
 """The public BEVFusion's encoder with the public FlashOcc's head; nobody published weights of
 this pair."""
 
+_WEIGHTS = {
+    **dict.fromkeys(("barrier", "bicycle", "motorcycle", "pedestrian", "traffic_cone"), 10.0),
+    **dict.fromkeys(("bus", "car", "construction_vehicle", "trailer", "truck", "vegetation"), 5.0),
+    **dict.fromkeys(("driveable_surface", "sidewalk", "terrain", "manmade"), 3.0),
+}
+"""About the fourth root of how much rarer than free space a class is in the generated world."""
+
 SMALL = OccupancyConfig(
-    **SMALL_DETECTOR.model_dump(exclude={"bbox_head"}), occ_head=OccupancyHeadConfig(channels=32)
+    **SMALL_DETECTOR.model_dump(exclude={"bbox_head"}),
+    occ_head=OccupancyHeadConfig(
+        channels=32,
+        class_weights=tuple(_WEIGHTS.get(name, 1.0) for name in OCCUPANCY_CLASSES),
+    ),
 )
 """The small BEVFusion's encoder with a head of an eighth of the channels."""
