@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bevquant.data.world.settings import WorldSettings
 from bevquant.errors import BevquantError
-from bevquant.train.settings import OptimSettings, TrainSettings
+from bevquant.train.settings import TailSettings, TrainSettings
 
 
 class TrainRecipe(BaseModel):
@@ -45,7 +45,7 @@ class TailRecipe(BaseModel):
     name: str
     model: Literal["bevfusion_seg_small", "bevfusion_occ_small"]
     world: WorldSettings
-    train: OptimSettings
+    train: TailSettings
 
     @model_validator(mode="after")
     def _labelled(self) -> "TailRecipe":

@@ -15,10 +15,10 @@ from bevquant.files import read_json
 from bevquant.models.bevfusion.encoder import FUSING
 from bevquant.models.weights import load_weights
 from bevquant.models.zoo import DENSE
-from bevquant.train.fused import FusedBatches, train_tail
-from bevquant.train.settings import OptimSettings
+from bevquant.train.fused import FusedBatches, cut, train_tail
+from bevquant.train.settings import TailSettings
 
-SETTINGS = OptimSettings(epochs=1, batch_size=2, replicas=1, workers=0)
+SETTINGS = TailSettings(epochs=1, batch_size=2, replicas=1, workers=0)
 NET = DENSE["bevfusion_seg_small"]
 
 
@@ -78,7 +78,13 @@ def test_only_the_tail_learns(dataset: NuScenesDataset, tmp_path: Path) -> None:
         torch.testing.assert_close(
             trained.tail(part.fused, part.grid), trained(batch), rtol=0.05, atol=0.02
         )
+        # A window of the cells says what all of them say there.
+        window = cut(part, 20, 30, 50)
+        whole = trained.tail(part.fused, part.grid)[:, :, 20:70, 30:80]
+        inner = (..., slice(3, -3), slice(3, -3))  # the head looks two cells around
+        torch.testing.assert_close(trained.tail(window.fused, window.grid)[inner], whole[inner])
     assert torch.equal(part.map_masks, batch.map_masks)
+    assert torch.equal(window.map_masks, batch.map_masks[:, :, 20:70, 30:80])
 
     # The same again elsewhere, with maps computed before: the same weights to the bit.
     again = tmp_path / "again"

@@ -107,9 +107,7 @@ def _plain(shape: tuple[int, ...], color: str) -> Array:
     return np.tile(np.array(to_rgb(color)), (*shape, 1))
 
 
-def _draw(
-    pictures: Sequence[Array], reach: float, colors: Mapping[str, str], path: Path
-) -> None:
+def _draw(pictures: Sequence[Array], reach: float, colors: Mapping[str, str], path: Path) -> None:
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     for position, (title, picture) in enumerate(

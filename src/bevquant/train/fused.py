@@ -28,7 +28,7 @@ from bevquant.progress import track
 from bevquant.provenance import provenance
 from bevquant.train.batches import StepBatches
 from bevquant.train.loop import run_steps
-from bevquant.train.settings import OptimSettings
+from bevquant.train.settings import TailSettings
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ class FusedBatches(StepBatches[FusedPart]):
     """Batches of fused maps, which lie in ``maps``, float16 [frames, C, X, Y]."""
 
     def __init__(
-        self, model: DenseNetwork, dataset: NuScenesDataset, maps: Array, settings: OptimSettings
+        self, model: DenseNetwork, dataset: NuScenesDataset, maps: Array, settings: TailSettings
     ) -> None:
         super().__init__(len(dataset), settings)
         self._model, self._dataset, self._maps = model, dataset, maps
+        self._window = settings.window
 
     def part(self, indices: Sequence[int], random: np.random.Generator) -> FusedPart:
         """Return the frames of one replica."""
@@ -71,14 +72,36 @@ class FusedBatches(StepBatches[FusedPart]):
         voxels = [data.voxels(index) for index in indices]
         known = [mask for mask in masks if mask is not None]
         seen = [one for one in voxels if one is not None]
-        return FusedPart(
+        still = torch.eye(4).repeat(len(indices), 1, 1)
+        whole = FusedPart(
             torch.from_numpy(self._maps[list(indices)]).float(),
-            self._model.grid(
-                torch.eye(4).repeat(len(indices), 1, 1), torch.from_numpy(poses).float()
-            ),
+            self._model.grid(still, torch.from_numpy(poses).float()),
             torch.from_numpy(np.stack(known)) if known else None,
             stack_occupancy(seen) if seen else None,
         )
+        if self._window is None:
+            return whole
+        sides = whole.grid.shape[1:3]
+        corner = [int(random.integers(max(side - self._window, 0) + 1)) for side in sides]
+        return cut(whole, corner[0], corner[1], self._window)
+
+
+def cut(part: FusedPart, first_x: int, first_y: int, side: int) -> FusedPart:
+    """Return the same frames with a square of their output cells only."""
+    window = (slice(first_x, first_x + side), slice(first_y, first_y + side))
+    masks, voxels = part.map_masks, part.occupancy
+    return FusedPart(
+        part.fused,
+        part.grid[:, *window],
+        None if masks is None else masks[:, :, *window],
+        None
+        if voxels is None
+        else Occupancy(
+            voxels.semantics[:, *window],
+            voxels.mask_lidar[:, *window],
+            voxels.mask_camera[:, *window],
+        ),
+    )
 
 
 def train_tail(
@@ -86,7 +109,7 @@ def train_tail(
     preprocess: Preprocess,
     train_set: NuScenesDataset,
     val_set: NuScenesDataset,
-    settings: OptimSettings,
+    settings: TailSettings,
     *,
     run_folder: Path,
 ) -> None:

@@ -71,6 +71,18 @@ class OptimSettings(BaseModel):
         return self
 
 
+class TailSettings(OptimSettings):
+    """Training of what lies behind the fused map.
+
+    Attributes:
+        window: output cells along one side of the square that a step looks at, at a random
+            place in each batch; ``None`` for all. Neighbouring cells tell much the same: a
+            quarter of them makes a step of the occupancy network twice as fast.
+    """
+
+    window: int | None = Field(default=None, ge=1)
+
+
 class TrainSettings(OptimSettings):
     """Training of the whole detector.
 
