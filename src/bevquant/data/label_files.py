@@ -1,6 +1,6 @@
 """Reading the labels of dense tasks: nuScenes' map expansion, and Occ3D's voxels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,52 @@ LAYERS = {name: (name,) for name in MAP_CLASSES} | {"divider": ("road_divider", 
 
 LINE_CELLS = 2
 """Width at which the devkit draws lines, in cells."""
+
+
+LABEL_SUFFIXES = {".json", ".npz"}
+"""Of the files with map and occupancy labels."""
+
+
+class LabelFiles:
+    """The labels of a data root: where they are, and what they say.
+
+    Args:
+        root: holds ``maps/expansion`` and ``gts``.
+        map_grid: cells of the map labels; there are none without.
+        occupancy: whether there are occupancy labels.
+    """
+
+    def __init__(self, root: Path, map_grid: MapGrid | None, occupancy: bool) -> None:
+        self._root, self._map_grid, self._occupancy = root, map_grid, occupancy
+        self._maps: dict[str, RoadMap] = {}
+
+    def map_files(self, locations: Iterable[str]) -> list[Path]:
+        """Return the files with the maps of some locations, each once."""
+        if self._map_grid is None:
+            return []
+        return [self._map_path(location) for location in sorted(set(locations))]
+
+    def voxel_files(self, scene: str, token: str) -> list[Path]:
+        """Return the files with the occupancy of sample ``token``."""
+        return [self._voxel_path(scene, token)] if self._occupancy else []
+
+    def map_masks(self, location: str, lidar2global: Array) -> Array | None:
+        """Return the map round the LiDAR, see :meth:`RoadMap.raster`, if there are maps."""
+        if self._map_grid is None:
+            return None
+        if location not in self._maps:
+            self._maps[location] = RoadMap(self._map_path(location))
+        return self._maps[location].raster(lidar2global, self._map_grid)
+
+    def voxels(self, scene: str, token: str) -> Occupancy | None:
+        """Return the occupancy of sample ``token``, if there is any."""
+        return read_occupancy(self._voxel_path(scene, token)) if self._occupancy else None
+
+    def _map_path(self, location: str) -> Path:
+        return self._root / "maps" / "expansion" / f"{location}.json"
+
+    def _voxel_path(self, scene: str, token: str) -> Path:
+        return self._root / "gts" / scene / token / "labels.npz"
 
 
 @dataclass(frozen=True)

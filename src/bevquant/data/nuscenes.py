@@ -13,7 +13,7 @@ from PIL import Image
 
 from bevquant.data.frame import CAMERAS, CLASSES, Array, Boxes, Frame
 from bevquant.data.geometry import pose_matrix, rigid_inverse, rotation_matrices
-from bevquant.data.label_files import RoadMap, read_occupancy
+from bevquant.data.label_files import LABEL_SUFFIXES, LabelFiles
 from bevquant.data.labels import MapGrid, Occupancy
 from bevquant.data.preprocess import Preprocess, points_in_range
 from bevquant.data.sweeps import check_size, compensate, read_points
@@ -23,9 +23,6 @@ from bevquant.files import read_json, sha256
 from bevquant.progress import track
 
 LIDAR = "LIDAR_TOP"
-
-LABEL_SUFFIXES = {".json", ".npz"}
-"""Of the files with map and occupancy labels."""
 
 
 class NuScenesDataset:
@@ -37,8 +34,6 @@ class NuScenesDataset:
         sweeps: how many earlier LiDAR sweeps a frame gets at most (fewer at the start of
             a scene).
         beam_step: 1 for all LiDAR beams; 2 keeps every other ring, as an ablation.
-        map_grid: cells of the map labels that a frame gets, ``None`` for no map labels.
-        occupancy: whether a frame gets occupancy labels.
         tokens: sample tokens in the order of the sample table.
 
     Raises:
@@ -59,17 +54,19 @@ class NuScenesDataset:
         map_grid: MapGrid | None = None,
         occupancy: bool = False,
     ) -> None:
-        """Open ``split`` of ``root/version``; with ``limit`` only its first frames."""
+        """Open ``split`` of ``root/version``; with ``limit`` only its first frames.
+
+        Frames get map labels on the cells of ``map_grid``, if it is given, and occupancy
+        labels, if ``occupancy`` is.
+        """
         self.devkit: NuScenes = open_tables(root, version)
         self.split = split
         self.sweeps = sweeps
         self.beam_step = beam_step
-        self.map_grid = map_grid
-        self.occupancy = occupancy
         self.tokens: tuple[str, ...] = split_tokens(self.devkit, split)[:limit]
         self._folder = root / version
         self._root = root
-        self._maps: dict[Path, RoadMap] = {}
+        self._labels = LabelFiles(root, map_grid, occupancy)
         velocity = self._folder / "velocity.json"
         self._velocities: dict[str, list[float] | None] = (
             read_json(velocity) if velocity.is_file() else {}
@@ -165,13 +162,9 @@ class NuScenesDataset:
         Raises:
             BevquantError: the map of the frame's location is missing or broken.
         """
-        if self.map_grid is None:
-            return None
-        path = self._map_path(self.tokens[index])
-        if path not in self._maps:
-            self._maps[path] = RoadMap(path)
-        lidar2ego, ego2global = self.poses(self.tokens[index])
-        return self._maps[path].raster(ego2global @ lidar2ego, self.map_grid)
+        token = self.tokens[index]
+        lidar2ego, ego2global = self.poses(token)
+        return self._labels.map_masks(self._place(token)[0], ego2global @ lidar2ego)
 
     def voxels(self, index: int) -> Occupancy | None:
         """Return the occupancy labels of a frame, if this data set has any.
@@ -179,7 +172,8 @@ class NuScenesDataset:
         Raises:
             BevquantError: the file is missing or broken.
         """
-        return read_occupancy(self._voxel_path(self.tokens[index])) if self.occupancy else None
+        token = self.tokens[index]
+        return self._labels.voxels(self._place(token)[1], token)
 
     def _points(self, token: str) -> Array:
         key, *earlier = self._lidar_records(token)
@@ -239,20 +233,13 @@ class NuScenesDataset:
                 yield self._path(self._key_record(token, camera))
             for record in self._lidar_records(token):
                 yield self._path(record)
-            if self.occupancy:
-                yield self._voxel_path(token)
-        if self.map_grid is not None:
-            yield from sorted({self._map_path(token) for token in self.tokens})
+            yield from self._labels.voxel_files(self._place(token)[1], token)
+        yield from self._labels.map_files(self._place(token)[0] for token in self.tokens)
 
-    def _map_path(self, token: str) -> Path:
-        location = self._get("log", self._scene(token)["log_token"])["location"]
-        return self._root / "maps" / "expansion" / f"{location}.json"
-
-    def _voxel_path(self, token: str) -> Path:
-        return self._root / "gts" / str(self._scene(token)["name"]) / token / "labels.npz"
-
-    def _scene(self, token: str) -> dict[str, Any]:
-        return self._get("scene", self._get("sample", token)["scene_token"])
+    def _place(self, token: str) -> tuple[str, str]:
+        """Return location and scene of a sample, by name."""
+        scene = self._get("scene", self._get("sample", token)["scene_token"])
+        return str(self._get("log", scene["log_token"])["location"]), str(scene["name"])
 
     def _lidar_records(self, token: str) -> list[dict[str, Any]]:
         """List the ``sample_data`` of a sample's LiDAR and its earlier sweeps, newest first."""

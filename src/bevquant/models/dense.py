@@ -45,12 +45,7 @@ class DenseNetwork(BEVEncoder, ABC):
 
     The BEV features lie in the augmented LiDAR frame, the labels do not: sampling undoes the
     augmentation (BEVFusion's ``BEVGridTransform``, with the augmentation in it).
-
-    Attributes:
-        config: of encoder and head.
     """
-
-    config: EncoderConfig
 
     def forward(self, batch: Batch) -> Tensor:
         """Run both halves; returns raw scores of every cell."""

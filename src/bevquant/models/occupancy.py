@@ -68,7 +68,6 @@ class BEVOccupancy(DenseNetwork):
 
     def __init__(self, config: OccupancyConfig) -> None:
         super().__init__(config)
-        self.config = config
         self.occ_head = BEVOCCHead2D(sum(config.pts_neck.channels), config.occ_head.channels)
 
     def grid(self, lidar_augmentation: Tensor, lidar2ego: Tensor) -> Tensor:

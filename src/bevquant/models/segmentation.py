@@ -71,7 +71,6 @@ class BEVSegmentation(DenseNetwork):
 
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__(config)
-        self.config = config
         self.map_head = BEVSegmentationHead(sum(config.pts_neck.channels))
 
     def grid(self, lidar_augmentation: Tensor, lidar2ego: Tensor) -> Tensor:

@@ -61,10 +61,16 @@ class BEVEncoder(nn.Module):
     :meth:`prepare` does what depends on the data's values (voxels, neighbour tables,
     projections); the rest is plain tensor arithmetic, which is what gets quantized and
     exported.
+
+    Attributes:
+        config: what it is made of, the head of a subclass included.
     """
+
+    config: EncoderConfig
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.config = config
         swin, view = config.img_backbone, config.view_transform
         self.img_backbone = SwinTransformer(swin, config.image_size)
         self.img_neck = GeneralizedLSSFPN(
@@ -80,12 +86,11 @@ class BEVEncoder(nn.Module):
         )
         self.pts_backbone = SECOND(config.fuser_channels, config.pts_backbone)
         self.pts_neck = SECONDFPN(config.pts_backbone.channels, config.pts_neck)
-        self._encoder = config
 
     @torch.no_grad()
     def prepare_sensors(self, batch: Batch) -> NetworkInput:
         """Do everything that depends on where the points and cameras are."""
-        voxels = [voxelize(points, self._encoder) for points in batch.points]
+        voxels = [voxelize(points, self.config) for points in batch.points]
         size_x, size_y, size_z = self.pts_middle_encoder.shape
         keys = torch.cat(
             [
@@ -98,7 +103,7 @@ class BEVEncoder(nn.Module):
         points, pixels, cells = self.view_transform.pool_indices(batch)
         return NetworkInput(
             images=batch.images,
-            depth_map=depth_map(batch, self._encoder.image_size),
+            depth_map=depth_map(batch, self.config.image_size),
             pool_points=points,
             pool_pixels=pixels,
             pool_cells=cells,

@@ -13,9 +13,10 @@ class BEVFusion(BEVEncoder):
     :meth:`network` holds all layers; it is what gets quantized and exported.
     """
 
+    config: BEVFusionConfig
+
     def __init__(self, config: BEVFusionConfig) -> None:
         super().__init__(config)
-        self.config = config
         self.bbox_head = TransFusionHead(sum(config.pts_neck.channels), config.bbox_head)
 
     def forward(self, batch: Batch) -> HeadOutput:
