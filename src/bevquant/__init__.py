@@ -22,6 +22,7 @@ from bevquant.quant.refine import Refinement, refine
 from bevquant.quant.sensitivity import sensitivity
 from bevquant.quant.spec import (
     DEPLOY,
+    SYMMETRIC,
     THESIS,
     W2A8,
     W3A8,
@@ -37,6 +38,7 @@ from bevquant.search.search import search
 __all__ = [
     "DEPLOY",
     "MSE",
+    "SYMMETRIC",
     "THESIS",
     "W2A8",
     "W3A8",

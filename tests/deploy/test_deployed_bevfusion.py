@@ -1,10 +1,8 @@
 import dataclasses
-import json
 import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
@@ -14,9 +12,9 @@ from bevquant.data.preprocess import SMALL as PREPROCESS
 from bevquant.data.preprocess import collate
 from bevquant.deploy.bench import bench
 from bevquant.deploy.engines import open_engine
-from bevquant.deploy.export import CONFIG_KEY, export, export_float, export_module
 from bevquant.deploy.latency import latency_table
 from bevquant.deploy.measurement import STAGE_OF, STAGES, Candidate
+from bevquant.deploy.export import METADATA_KEY, export, export_float, export_module
 from bevquant.deploy.profile import Profile
 from bevquant.deploy.runtime import flatten, load
 from bevquant.errors import BevquantError
@@ -158,10 +156,9 @@ def test_other_files_are_named(exported, tmp_path):
     export_module(torch.nn.ReLU(), [torch.zeros(3)], path)
     with pytest.raises(BevquantError, match="holds no BEVFusion"):
         load(path)
-    model = onnx.load(exported.float_file)
-    (entry,) = (entry for entry in model.metadata_props if entry.key == CONFIG_KEY)
-    entry.value = json.dumps({**json.loads(entry.value), "neck_channels": "many"})
-    onnx.save(model, path)
+    settings = {"config": {**TINY.model_dump(mode="json"), "neck_channels": "many"}}
+    metadata = {METADATA_KEY: settings}
+    export_module(torch.nn.ReLU(), [torch.zeros(3)], path, metadata=metadata)
     with pytest.raises(BevquantError, match="another version"):
         load(path)
 

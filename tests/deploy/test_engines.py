@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from bevquant.deploy import engines
-from bevquant.deploy.engines import open_engine, read
+from bevquant.deploy import run_openvino
+from bevquant.deploy.artefact import read
+from bevquant.deploy.engines import open_engine
 from bevquant.deploy.export import export_module
 from bevquant.errors import BevquantError
 from bevquant.quant.calibrate import calibrate
@@ -35,7 +36,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, inputs: list[np.ndarray]) -> 
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_both_placements_run_every_layer_in_integers(file, inputs, vnni, monkeypatch):
-    monkeypatch.setattr(engines, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(run_openvino, "has_vnni", lambda: vnni)
     engine = open_engine(file)
     assert engine.integer_layers == ("0", "2")
     (expected,) = open_engine(file, "literal")(inputs)
@@ -90,7 +91,7 @@ def test_a_missing_reference_engine_is_named(file, monkeypatch):
         open_engine(file, "literal")
 
 
-@pytest.mark.skipif(engines.has_bf16(), reason="this processor computes in bfloat16")
+@pytest.mark.skipif(run_openvino.has_bf16(), reason="this processor computes in bfloat16")
 def test_bfloat16_is_refused_where_it_would_be_float32(file):
     with pytest.raises(BevquantError, match="bfloat16"):
         open_engine(file, arithmetic="bf16")

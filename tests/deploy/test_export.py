@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bevquant.deploy.artefact import read
 from bevquant.deploy.engines import open_engine
-from bevquant.deploy.export import LAYERS_KEY, export_module
+from bevquant.deploy.export import export_module
 from bevquant.errors import BevquantError
 from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
@@ -180,9 +180,8 @@ def test_export_tells_precisions_and_leaves_the_model_as_it_was(mixed, path):
     model.train()
     modules = dict(model.named_modules())
     export_module(model, inputs, path)
-    stored = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     expected = dict.fromkeys(("conv", "up", "left", "right"), "W4A8") | {"out": "float"}
-    assert json.loads(stored[LAYERS_KEY]) == expected
+    assert read(path).card.layers == expected
     assert dict(model.named_modules()) == modules
     assert model.training
     assert "forward" not in vars(model)
@@ -195,7 +194,7 @@ def test_a_float_network_is_exported_as_it_is(path):
     export_module(model, inputs, path, metadata={"note": "hello"})
     opened = open_engine(path)
     assert opened.precisions == {}
-    assert opened.metadata["note"] == "hello"
+    assert opened.card.metadata["note"] == "hello"
     for y, wanted in zip(opened(arrays(*inputs)), simulate(model, *inputs), strict=True):
         np.testing.assert_allclose(y, wanted, atol=1e-5)
 

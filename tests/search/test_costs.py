@@ -28,7 +28,8 @@ def test_bytes_count_weights_scales_and_the_rest() -> None:
     cost = model_bytes(model, space(model, choices(4, 8)))
     weights = {"camera.0": 48, "camera.2": 64, "lidar.0": 40, "fuser.1": 128, "head.out": 24}
     biases = scales = 8 + 8 + 8 + 8 + 3
-    expected = sum(weights.values()) / 2 + 4 * biases + 4 * scales
+    inputs = 5 * (len(weights) + 2)  # scale and zero point; the product has two
+    expected = sum(weights.values()) / 2 + 4 * biases + 4 * scales + inputs
     assert cost((0, 0, 0, 0, 0)) == expected
 
 

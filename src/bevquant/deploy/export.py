@@ -1,7 +1,6 @@
 """Write a network to an ONNX file: quantized layers with packed integer weights, or all float."""
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,28 +8,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
 from bevquant.data.preprocess import Preprocess
+from bevquant.deploy.artefact import Artefact, check_path, names_of, write
+from bevquant.deploy.card import Card, Expected
 from bevquant.deploy.graph import finish
 from bevquant.deploy.qdq import TRANSLATION, integer_form
+from bevquant.deploy.size import file_size
+from bevquant.deploy.targets import target_of
 from bevquant.errors import BevquantError
-from bevquant.files import write_bytes
 from bevquant.models.bevfusion import BEVFusion, HeadOutput, NetworkInput
+from bevquant.quant.fingerprint import model_fingerprint
 from bevquant.quant.layers import floating
 from bevquant.quant.running import evaluating
+from bevquant.quant.size import Size
 
 OPSET = 21
 FOLDED_BYTES = 4096
 """Constants up to this size are computed at export; larger ones (position biases that are
 looked up in small tables) are left to the engine, so that the file stays small."""
 
-LAYERS_KEY = "bevquant.layers"
-CONFIG_KEY = "bevquant.config"
-PREPROCESS_KEY = "bevquant.preprocess"
+METADATA_KEY = "bevfusion"
+"""What the runtime of a BEVFusion needs is kept under this key of a file's metadata."""
 
 
 def export_module(
@@ -38,32 +40,48 @@ def export_module(
     inputs: Sequence[Any],
     path: Path,
     *,
+    target: str = "openvino",
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write ``module`` to ``path`` as one ONNX file.
+    recipe: Mapping[str, Any] | None = None,
+    expected: Expected | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Size:
+    """Write ``module`` to ``path`` as ONNX: one file, or one for each main module.
 
-    Layers that are quantized and calibrated with the scheme ``DEPLOY`` are stored with
-    integer weights in the bits they have (8, 4 and 2 bits take 1, 1/2 and 1/4 byte) and
-    with QuantizeLinear and DequantizeLinear around them, in which engines recognise
-    integer layers; everything else is float32. Fold batch normalisation beforehand.
+    Layers that are quantized and calibrated are stored with integer weights in the bits
+    they have (8, 4 and 2 bits take 1, 1/2 and 1/4 byte) and with QuantizeLinear and
+    DequantizeLinear around them, in which engines recognise integer layers; everything else
+    is float32. Fold batch normalisation beforehand.
 
     Args:
-        module: any network that :func:`torch.export.export` takes.
+        module: any network that :func:`torch.export.export` takes; for integer layers
+            quantized with the scheme of the target: ``SYMMETRIC`` for ``tensorrt``,
+            ``DEPLOY`` for all others.
         inputs: example arguments.
-        path: written atomically.
+        path: written atomically. ``X.onnx`` is one file; ``X.json`` is a manifest, beside
+            which every child of ``module`` gets a file.
+        target: ``openvino``, ``onnxruntime``, ``tensorrt`` or ``literal``; see
+            :mod:`bevquant.deploy.targets`.
         input_names: of the flattened inputs.
         output_names: of the flattened outputs.
         dynamic_shapes: as :func:`torch.onnx.export` takes it, one entry per input.
-        metadata: stored in the file, beside the precision of each layer.
+        recipe: how the network came to be; kept in the file, JSON values.
+        expected: what its simulation measured; kept in the file.
+        metadata: what else a runtime needs; kept in the file, JSON values.
+
+    Returns:
+        What takes the room in the files.
 
     Raises:
-        BevquantError: a layer is quantized in a way that no engine runs in integers, or
-            ``path`` cannot be written.
+        BevquantError: there is no such target, a layer is quantized in a way that the
+            target does not run in integers, or ``path`` cannot be written or has another
+            suffix.
     """
-    with evaluating(module), integer_form(module) as layers, torch.no_grad(), _quiet():
+    check_path(path)
+    placed = target_of(target)
+    with evaluating(module), integer_form(module, placed) as layers, torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module,
             tuple(inputs),
@@ -81,22 +99,46 @@ def export_module(
         onnxscript.optimizer.optimize(
             model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES
         )
-    finish(model, layers)
-    model.metadata_props.clear()
-    model.metadata_props.update({LAYERS_KEY: json.dumps(layers), **(metadata or {})})
-    write_bytes(path, ir.serde.serialize_model(model).SerializeToString())
+    main_modules = [name for name, _ in module.named_children()] if path.suffix == ".json" else []
+    parts = finish(model, layers, moves_codes=placed.moves_codes, main_modules=main_modules)
+    card = Card(
+        target=placed.name,
+        layers=layers,
+        fingerprint=model_fingerprint(module),
+        recipe=dict(recipe or {}),
+        expected=expected,
+        metadata=dict(metadata or {}),
+    )
+    inputs_, outputs = (names_of(ends) for ends in (model.graph.inputs, model.graph.outputs))
+    total = write(path, Artefact(card, inputs_, outputs, tuple(parts)))
+    return file_size([graph for _, graph in parts], total)
 
 
-def export(model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path: Path) -> None:
+def export(
+    model: BEVFusion,
+    sample: NetworkInput,
+    preprocess: Preprocess,
+    path: Path,
+    *,
+    target: str = "openvino",
+    recipe: Mapping[str, Any] | None = None,
+    expected: Expected | None = None,
+) -> Size:
     """Write a BEVFusion, quantized or float, to ``path`` with all that is needed to run it.
 
     Args:
-        model: for integer layers calibrated with the scheme ``DEPLOY``, batch
+        model: for integer layers calibrated with the scheme of the target, batch
             normalisation folded.
         sample: of one frame; the file takes single frames with the same number of
             cameras and any number of points.
         preprocess: what a frame goes through before ``model.prepare``.
-        path: written atomically.
+        path: see :func:`export_module`, as for the following.
+        target: the engine.
+        recipe: how the network came to be.
+        expected: what its simulation measured.
+
+    Returns:
+        What takes the room in the files.
 
     Raises:
         BevquantError: as :func:`export_module`, or ``sample`` has several frames.
@@ -121,29 +163,34 @@ def export(model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path:
         "rules": tuple(rows for _ in inputs.rules),
         "sites": rows,
     }
-    export_module(
+    return export_module(
         network,
         (tuple(inputs),),
         path,
         input_names=_input_names(inputs),
         output_names=HeadOutput._fields,
         dynamic_shapes=(tuple(shapes[name] for name in NetworkInput._fields),),
+        target=target,
+        recipe=recipe,
+        expected=expected,
         metadata={
-            CONFIG_KEY: model.config.model_dump_json(),
-            PREPROCESS_KEY: preprocess.model_dump_json(),
+            METADATA_KEY: {
+                "config": model.config.model_dump(mode="json"),
+                "preprocess": preprocess.model_dump(mode="json"),
+            }
         },
     )
 
 
 def export_float(
     model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path: Path
-) -> None:
+) -> Size:
     """Write a BEVFusion in float32 whatever its precision: what :func:`export` is held against.
 
     Arguments and errors are those of :func:`export`.
     """
     with floating(model):
-        export(model, sample, preprocess, path)
+        return export(model, sample, preprocess, path)
 
 
 def _input_names(inputs: NetworkInput) -> list[str]:

@@ -1,14 +1,21 @@
 """What an exported graph still needs before engines run its layers in integers."""
 
-import ast
 from collections.abc import Collection
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bevquant.deploy.pack import Array, constant, narrow, pack, set_constant
+from bevquant.deploy.pack import (
+    NARROWED_ELEMENTS,
+    Array,
+    constant,
+    narrow,
+    pack,
+    set_constant,
+)
+from bevquant.deploy.rules import PRODUCTS
+from bevquant.deploy.split import scopes, split
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVES = ("Pad", "Gather", "Reshape")
 """Operators that move elements: what they do to codes they do to the values as well. Not
 Transpose, behind which OpenVINO does not find the codes."""
@@ -19,10 +26,14 @@ CALL = "#"
 PART = ":"
 """Any other node is named after the layer or main module whose code made it: ``head:7``."""
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
-
-def finish(model: ir.Model, layers: Collection[str]) -> None:
+def finish(
+    model: ir.Model,
+    layers: Collection[str],
+    *,
+    moves_codes: bool = True,
+    main_modules: Collection[str] = (),
+) -> list[tuple[str, ir.Model]]:
     """Bring the graph of :func:`torch.onnx.export` into the form that is stored.
 
     The product of each quantizable layer gets the layer's name, weights take the layout that
@@ -33,13 +44,19 @@ def finish(model: ir.Model, layers: Collection[str]) -> None:
     Args:
         model: changed in place.
         layers: names of the quantizable layers, as module paths of the exported module.
+        moves_codes: whether operators that only move elements are to move codes.
+        main_modules: module paths to cut the graph by; one part without any.
+
+    Returns:
+        Name and graph of each part, in the order in which they are run.
     """
     dequantizes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
     stored = [node for node in dequantizes if node.inputs[0] in model.graph.initializers.values()]
     for node in stored:
         _turn_weight(node)
     # Weights first: an input that layers share is quantized once, in the code of one of them.
-    last = [*stored, *(_sink(node) for node in dequantizes if node not in stored)]
+    inner = [node for node in dequantizes if node not in stored]
+    last = [*stored, *(_sink(node) if moves_codes else node for node in inner)]
     named: dict[ir.Node, str] = {}
     of_quantized = [(node, product) for node in last for product in node.outputs[0].consumers()]
     for node, product in [*of_quantized, *((node, node) for node in model.graph)]:
@@ -54,24 +71,22 @@ def finish(model: ir.Model, layers: Collection[str]) -> None:
     for number, node in enumerate(model.graph):
         if node not in named:
             node.name = f"{_layer(node, layers) or _main_module(node)}{PART}{number}"
-    _strip(model.graph)
+    _shorten(model.graph)
+    parts = split(model, main_modules)
+    for _, part in parts:
+        _strip(part)
+    return parts
 
 
 def _layer(node: ir.Node, layers: Collection[str]) -> str | None:
     """Return the innermost of ``layers`` in whose code ``node`` was made."""
-    return next((scope for scope in reversed(_scopes(node)[:-1]) if scope in layers), None)
+    return next((scope for scope in reversed(scopes(node)[:-1]) if scope in layers), None)
 
 
 def _main_module(node: ir.Node) -> str:
     """Return the child of the whole network in which ``node`` was made, empty for none."""
-    scopes = _scopes(node)
-    return scopes[1] if len(scopes) > 2 else ""
-
-
-def _scopes(node: ir.Node) -> list[str]:
-    """Return the paths of the modules around ``node``, outermost first, then its own name."""
-    scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    return scopes
+    path = scopes(node)
+    return path[1] if len(path) > 2 else ""
 
 
 def _sink(node: ir.Node) -> ir.Node:
@@ -149,8 +164,19 @@ def _flattens(reshape: ir.Node, codes: Array) -> bool:
     return shape is not None and list(shape) == [len(codes), codes.size // len(codes)]
 
 
-def _strip(graph: ir.Graph) -> None:
+def _shorten(graph: ir.Graph) -> None:
+    """Number tensors: names of most would take more room than what they name."""
+    kept = {*graph.inputs, *graph.outputs}
+    small = [v for v in graph.initializers.values() if constant(v).size < NARROWED_ELEMENTS]
+    inner = [value for node in graph for value in node.outputs]
+    for number, value in enumerate(value for value in (*small, *inner) if value not in kept):
+        value.name = f"_{number}"
+
+
+def _strip(model: ir.Model) -> None:
     """Drop what takes room and tells an engine nothing: stack traces, inner shapes."""
+    graph = model.graph
+    model.metadata_props.clear()
     graph.metadata_props.clear()
     for value in graph.initializers.values():
         value.metadata_props.clear()

@@ -5,9 +5,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bevquant.deploy.qdq import WEIGHT_NAME
-
 Array = npt.NDArray[np.generic]
+
+WEIGHT_NAME = "weight_int"
+"""Buffers with integer weights are called so, followed by the bits they are stored in."""
 
 OPSET = (21, 10)
 """Opset that files are written in, and its IR version; it has everything but INT2."""

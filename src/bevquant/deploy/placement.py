@@ -11,7 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from bevquant.deploy.graph import PART
-from bevquant.deploy.pack import constant
+from bevquant.deploy.pack import constant, set_constant
 
 CHANNELS_FIRST = (0, 3, 1, 2)
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -96,3 +96,68 @@ def _with_bias(product: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
         if other is not None and other.is_initializer() and len(other.shape or ()) == 1:
             return uses[0].node.outputs[0], [other]
     return output, []
+
+
+def gemm_as_product(model: ir.Model) -> None:
+    """Write Gemm with an integer weight as MatMul and Add; same arithmetic.
+
+    ONNX Runtime runs a product of integers with a float result, but no Gemm.
+    """
+    for gemm in list(model.graph):
+        if gemm.op_type != "Gemm" or not _is_plain(gemm):
+            continue
+        rows, matrix, *bias = gemm.inputs
+        dequantize = matrix.producer() if matrix is not None else None
+        codes = dequantize.inputs[0] if dequantize is not None else None
+        if dequantize is None or codes is None or not codes.is_initializer():
+            continue
+        tape = Tape()
+        (output,) = gemm.outputs
+        turned = bool(gemm.attributes.get_int("transB", 0))
+        table = constant(codes)
+        stored = tape.initializer(
+            ir.Tensor(np.ascontiguousarray(table.T if turned else table), name=f"{output.name}/w")
+        )
+        axis = dequantize.attributes.get_int("axis", 1)
+        weight = tape.op(
+            "DequantizeLinear",
+            [stored, *dequantize.inputs[1:]],
+            {"axis": 1 - axis if turned else axis},
+        )
+        y = tape.op("MatMul", [rows, weight], name=gemm.name)
+        if bias:
+            y = tape.op("Add", [y, bias[0]])
+        model.graph.register_initializer(stored)
+        model.graph.insert_before(gemm, tape.nodes)
+        output.replace_all_uses_with(y, replace_graph_outputs=True)
+    RemoveUnusedNodesPass()(model)
+
+
+def wide_weights_as_float(model: ir.Model) -> None:
+    """Put the float weights in the place of 16-bit ones; same numbers.
+
+    ONNX Runtime 1.31 gives a layer with 16-bit weights and a bias a 32-bit bias that
+    overflows, and wrong results without a word.
+    """
+    for node in list(model.graph):
+        codes, *rest = node.inputs
+        wide = node.op_type == "DequantizeLinear" and codes is not None and codes.is_initializer()
+        if wide and codes is not None and codes.dtype == ir.DataType.INT16:
+            scale = constant(rest[0]).astype(np.float32)
+            table = constant(codes).astype(np.float32)
+            axis = node.attributes.get_int("axis", 1)
+            shape = [1] * table.ndim
+            shape[axis] = -1
+            (output,) = node.outputs
+            value = ir.Value(name=f"{output.name}/float")
+            set_constant(value, table * scale.reshape(shape))
+            model.graph.register_initializer(value)
+            output.replace_all_uses_with(value)
+    RemoveUnusedNodesPass()(model)
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    attributes = gemm.attributes
+    return attributes.get_float("alpha", 1.0) == attributes.get_float(
+        "beta", 1.0
+    ) == 1.0 and not attributes.get_int("transA", 0)

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper
 from onnxscript.onnx_opset import opset21
 from torch import Tensor, nn
 
+from bevquant.deploy.pack import WEIGHT_NAME
+from bevquant.deploy.targets import Target
 from bevquant.errors import BevquantError
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
@@ -22,20 +24,25 @@ from bevquant.quant.layers import QuantLayer, QuantModule
 # Opset21's stubs want eager tensors; in a translation its methods take graph values.
 op: Any = opset21
 
-WEIGHT_NAME = "weight_int"
-"""Buffers with integer weights are called so, followed by the bits they are stored in."""
-
 FLOAT = "float"
 """Precision of a quantizable layer that is not quantized."""
 
-STORED_BITS = (2, 4, 8, 16)
-ACTIVATION_TYPES = {8: TensorProto.UINT8, 16: TensorProto.UINT16}
+ACTIVATION_TYPES = {
+    (4, False): TensorProto.UINT8,
+    (8, False): TensorProto.UINT8,
+    (16, False): TensorProto.UINT16,
+    (8, True): TensorProto.INT8,
+}
+"""By bits, and whether codes are signed. No engine has 4-bit activations: they are bytes."""
 
 
 @torch.library.custom_op("bevquant::quantize_dequantize", mutates_args=())
-def quantize_dequantize(x: Tensor, scale: float, zero_point: int, bits: int) -> Tensor:
-    """Round ``x`` to the unsigned grid of ``bits`` bits, per tensor."""
-    grid = QuantParams(torch.tensor(scale), torch.tensor(zero_point), 0, 2**bits - 1)
+def quantize_dequantize(
+    x: Tensor, scale: float, zero_point: int, bits: int, signed: bool
+) -> Tensor:
+    """Round ``x`` to the grid of all codes of ``bits`` bits, per tensor."""
+    low = -(2 ** (bits - 1)) if signed else 0
+    grid = QuantParams(torch.tensor(scale), torch.tensor(zero_point), low, low + 2**bits - 1)
     return affine.simulate(x, grid)
 
 
@@ -46,7 +53,7 @@ def dequantize(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
 
 
 @quantize_dequantize.register_fake
-def _(x: Tensor, scale: float, zero_point: int, bits: int) -> Tensor:
+def _(x: Tensor, scale: float, zero_point: int, bits: int, signed: bool) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -55,11 +62,17 @@ def _(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
     return torch.empty_like(codes, dtype=scale.dtype)
 
 
-def _onnx_quantize_dequantize(x: Any, scale: float, zero_point: int, bits: int) -> Any:
+def _onnx_quantize_dequantize(
+    x: Any, scale: float, zero_point: int, bits: int, signed: bool
+) -> Any:
     step = op.Constant(value=helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]))
-    dtype = ACTIVATION_TYPES[bits]
+    dtype = ACTIVATION_TYPES[bits, signed]
     zero = op.Constant(value=helper.make_tensor("zero_point", dtype, [], [zero_point]))
-    return op.DequantizeLinear(op.QuantizeLinear(x, step, zero), step, zero)
+    codes = op.QuantizeLinear(x, step, zero)
+    if bits < 8:  # of the integers, so that engines still find Q, product and DQ
+        ends = [helper.make_tensor("end", dtype, [], [end]) for end in (0, 2**bits - 1)]
+        codes = op.Clip(codes, *(op.Constant(value=end) for end in ends))
+    return op.DequantizeLinear(codes, step, zero)
 
 
 def _onnx_dequantize(codes: Any, scale: Any, axis: int) -> Any:
@@ -78,18 +91,23 @@ class _IntegerLayer(nn.Module):
 
     learned_bias: Tensor | None
 
-    def __init__(self, layer: QuantLayer) -> None:
+    def __init__(self, layer: QuantLayer, target: Target) -> None:
         super().__init__()
         self.wrapped = layer.wrapped
         self.axis = layer.weight_axis
-        self.input = _input_grids(layer)[0]
+        self.input = _input_grids(layer, target)[0]
         grid, codes = layer.weight_params, layer.weight_codes
         if grid.scale.numel() != codes.shape[self.axis] or grid.zero_point.any():
             raise BevquantError(
                 f"{layer.name}: weights with zero points, or with a scale for the whole tensor or "
-                "for groups of inputs, are not exported; quantize with the scheme DEPLOY"
+                f"for groups of inputs, are not exported; quantize with {_scheme(target)}"
             )
-        bits = next(n for n in STORED_BITS if grid.quant_max < 2 ** (n - 1))
+        bits = next((n for n in target.weight_bits if grid.quant_max < 2 ** (n - 1)), None)
+        if bits is None:
+            raise BevquantError(
+                f"{layer.name}: {target.name} has no integers for {layer.precision}; give the "
+                f"layer at most {target.weight_bits[-1]} bits, or None for float"
+            )
         self.weight_name = f"{WEIGHT_NAME}{bits}"
         self.register_buffer(self.weight_name, codes.to(torch.int8 if bits <= 8 else torch.int16))
         self.register_buffer("weight_scale", grid.scale.flatten())
@@ -106,31 +124,45 @@ class _IntegerLayer(nn.Module):
 class _IntegerMatMul(nn.Module):
     """Stands for a product of two quantized activations."""
 
-    def __init__(self, layer: QuantModule) -> None:
+    def __init__(self, layer: QuantModule, target: Target) -> None:
         super().__init__()
         self.wrapped = layer.wrapped
-        self.a, self.b = _input_grids(layer)
+        self.a, self.b = _input_grids(layer, target)
 
     def forward(self, a: Tensor, b: Tensor) -> Any:
         return self.wrapped(quantize_dequantize(a, *self.a), quantize_dequantize(b, *self.b))
 
 
-def _input_grids(layer: QuantModule) -> list[tuple[float, int, int]]:
-    """Return scale, zero point and bits of each input."""
+def _input_grids(layer: QuantModule, target: Target) -> list[tuple[float, int, int, bool]]:
+    """Return scale, zero point, bits and signedness of each input."""
+    signed = target.scheme.activations.symmetric
     grids = []
     for grid in layer.input_params:
-        bits = (grid.quant_max + 1).bit_length() - 1
-        if grid.scale.ndim or grid.quant_min or bits not in ACTIVATION_TYPES:
+        bits = (grid.quant_max - grid.quant_min + 1).bit_length() - (not signed)
+        if grid.scale.ndim or (grid.quant_min < 0) != signed:
             raise BevquantError(
-                f"{layer.name}: activations are exported with {tuple(ACTIVATION_TYPES)} bits, "
-                "unsigned, one scale per tensor; quantize with the scheme DEPLOY"
+                f"{layer.name}: {target.name} takes activations "
+                f"{'signed, without zero points' if signed else 'unsigned'}, one scale per "
+                f"tensor; quantize with {_scheme(target)}"
             )
-        grids.append((grid.scale.item(), int(grid.zero_point), bits))
+        if (bits, signed) not in ACTIVATION_TYPES:
+            raise BevquantError(
+                f"{layer.name}: {target.name} has no activations of {bits} bits; give the "
+                "layer 8, or None for float"
+            )
+        # The edge of a signed range lies between codes -127 and -128, of which simulation has
+        # the first only and QuantizeLinear both: a hair more, and it is the first in both.
+        scale = grid.scale.item() * (1 + 2**-22 if signed else 1)
+        grids.append((scale, int(grid.zero_point), bits, signed))
     return grids
 
 
+def _scheme(target: Target) -> str:
+    return f"the scheme {target.scheme_name}"
+
+
 @contextmanager
-def integer_form(model: nn.Module) -> Iterator[dict[str, str]]:
+def integer_form(model: nn.Module, target: Target) -> Iterator[dict[str, str]]:
     """Put every quantized layer of ``model`` into its integer form, for a while.
 
     Gives the precision (``"W8A8"``) of each quantizable layer, by its name in ``model``.
@@ -151,7 +183,9 @@ def integer_form(model: nn.Module) -> Iterator[dict[str, str]]:
             parent, _, child = name.rpartition(".")
             owner = model.get_submodule(parent)
             integer = (
-                _IntegerLayer(module) if isinstance(module, QuantLayer) else _IntegerMatMul(module)
+                _IntegerLayer(module, target)
+                if isinstance(module, QuantLayer)
+                else _IntegerMatMul(module, target)
             )
             swapped.append((owner, child, module))
             owner.add_module(child, integer)

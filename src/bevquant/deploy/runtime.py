@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from bevquant.data.frame import Batch, Boxes
 from bevquant.data.preprocess import Preprocess
 from bevquant.deploy.engines import Arithmetic, Array, Engine, EngineName, open_engine
-from bevquant.deploy.export import CONFIG_KEY, PREPROCESS_KEY
+from bevquant.deploy.export import METADATA_KEY
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import BEVFusion, BEVFusionConfig, HeadOutput, NetworkInput
 
@@ -51,7 +51,7 @@ class Deployed:
 
 def load(
     path: Path,
-    engine: EngineName = "openvino",
+    engine: EngineName | None = None,
     threads: int = 1,
     arithmetic: Arithmetic = "f32",
 ) -> Deployed:
@@ -68,11 +68,12 @@ def load(
             or the engine is not installed.
     """
     opened = open_engine(path, engine, threads, arithmetic)
+    settings = opened.card.metadata.get(METADATA_KEY)
+    if not isinstance(settings, dict):
+        raise BevquantError(f"{path}: holds no BEVFusion; open it with open_engine")
     try:
-        config = BEVFusionConfig.model_validate_json(opened.metadata[CONFIG_KEY])
-        preprocess = Preprocess.model_validate_json(opened.metadata[PREPROCESS_KEY])
-    except KeyError as error:
-        raise BevquantError(f"{path}: holds no BEVFusion ({error.args[0]} is missing)") from error
+        config = BEVFusionConfig.model_validate(settings.get("config"))
+        preprocess = Preprocess.model_validate(settings.get("preprocess"))
     except ValidationError as error:
         raise BevquantError(f"{path}: written by another version; export it again") from error
     return Deployed(opened, preprocess, BEVFusion(config).eval())

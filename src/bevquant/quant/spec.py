@@ -191,3 +191,9 @@ DEPLOY = Scheme(
     activations=TensorScheme(symmetric=False, per_channel=False),
 )
 """What integer kernels run: signed weights per output channel, unsigned activations per tensor."""
+
+SYMMETRIC = Scheme(
+    weights=TensorScheme(symmetric=True, per_channel=True),
+    activations=TensorScheme(symmetric=True, per_channel=False),
+)
+"""Signed codes without zero points throughout: what TensorRT runs."""

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from bevquant.errors import BevquantError
 from bevquant.quant.inventory import LayerInfo
-from bevquant.quant.layers import QuantModule, quant_modules
+from bevquant.quant.layers import quant_modules
+from bevquant.quant.size import rest_bytes, scale_bytes, weight_bytes
 from bevquant.quant.spec import Precision
 from bevquant.search.space import Genome, Space, quantizable
 
@@ -52,29 +53,15 @@ def weight_bits(model: nn.Module, space: Space) -> Cost:
 
 
 def model_bytes(model: nn.Module, space: Space) -> Cost:
-    """Bytes of the whole model, the unquantized rest included.
-
-    A weight takes its bits, a scale 4 bytes, and a zero point, where weights have one, 1
-    byte; everything else (biases, norms, embeddings, persistent buffers) stays as it is.
-    """
+    """Bytes of the whole model, the unquantized rest included; see :mod:`bevquant.quant.size`."""
     modules = {layer.name: layer for layer in quant_modules(model)}
 
     def size(info: LayerInfo, precision: Precision | None) -> float:
-        if precision is None:
-            return info.weights * FLOAT_BITS / 8
-        return info.weights * precision.weights / 8 + _grid_bytes(modules[info.name])
+        return weight_bytes(info.weights, precision) + scale_bytes(modules[info.name], precision)
 
-    weights = {
-        id(layer.wrapped._parameters["weight"]): layer.wrapped._parameters["weight"]
-        for layer in modules.values()
-        if layer.kind.weight_axis is not None
-    }
-    state = {id(v): v for v in (*model.parameters(), *_persistent_buffers(model))}
-    rest = sum(v.numel() * v.element_size() for key, v in state.items() if key not in weights)
     cost = _sum_over_layers("bytes", "B", size, model, space)
-    return Cost(
-        cost.name, cost.unit, cost.constant + rest, cost.table, cost.float_value + float(rest)
-    )
+    rest = rest_bytes(model)
+    return Cost(cost.name, cost.unit, cost.constant + rest, cost.table, cost.float_value + rest)
 
 
 def bops(model: nn.Module, space: Space) -> Cost:
@@ -152,22 +139,3 @@ def _sum_over_layers(
         ),
         float_value=sum(price(info, None) for info in infos.values()),
     )
-
-
-def _grid_bytes(layer: QuantModule) -> int:
-    axis, scheme = layer.kind.weight_axis, layer.scheme.weights
-    if axis is None:
-        return 0
-    weight = layer.wrapped._parameters["weight"]
-    assert weight is not None
-    grids = weight.shape[axis] if scheme.per_channel else 1
-    return int(grids) * (4 if scheme.symmetric else 5)
-
-
-def _persistent_buffers(model: nn.Module) -> list[Tensor]:
-    return [
-        buffer
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    ]

@@ -1,0 +1,67 @@
+"""OpenVINO on the CPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from bevquant.deploy.compiled import Arithmetic, Array, Compiled
+from bevquant.deploy.installed import engine_package
+from bevquant.deploy.placement import has_vnni, linear_as_convolution
+from bevquant.errors import BevquantError
+
+INTEGER_PRECISIONS = ("u8", "i8")
+PRODUCT_TYPES = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+
+
+def compile_openvino(model: ir.Model, threads: int, arithmetic: Arithmetic) -> Compiled:
+    """Compile ``model``, which is changed.
+
+    Raises:
+        BevquantError: OpenVINO is missing or too old, or the processor has no bfloat16.
+    """
+    openvino = engine_package("openvino")
+    if arithmetic == "bf16" and not has_bf16():
+        raise BevquantError("OpenVINO computes in bfloat16 only where the processor does")
+    if not has_vnni():
+        linear_as_convolution(model)
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(ir.serde.serialize_model(model).SerializeToString()),
+        "CPU",
+        {
+            # OpenVINO's own choices are bfloat16 where the processor has it, and integer
+            # activations in layers of which only the weights are integers.
+            "INFERENCE_PRECISION_HINT": arithmetic,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads,
+            # No slower: two readings of the clock for each node.
+            "PERF_COUNT": True,
+        },
+    )
+    request = compiled.create_infer_request()
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        results = request.infer(list(arrays), share_inputs=True)
+        return [results[output] for output in compiled.outputs]
+
+    return Compiled(run, frozenset(_integer_products(compiled)), request)
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO computes in bfloat16 on this processor."""
+    core = engine_package("openvino").Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _integer_products(compiled: Any) -> set[str]:
+    """Return the names of the nodes that are part of products of 8-bit integers."""
+    names: set[str] = set()
+    for node in compiled.get_runtime_model().get_ops():
+        info = {key: str(value.astype(str)) for key, value in node.rt_info.items()}
+        product = info["layerType"].startswith(PRODUCT_TYPES)
+        if product and info["runtimePrecision"] in INTEGER_PRECISIONS:
+            names |= {name.split("/")[0] for name in info["originalLayersNames"].split(",")}
+    return names

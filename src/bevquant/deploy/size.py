@@ -1,0 +1,39 @@
+"""The bytes of an exported graph, by what they are for."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from bevquant.deploy.rules import PRODUCTS
+from bevquant.quant.size import Size
+
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def file_size(models: Sequence[ir.Model], total: int) -> Size:
+    """Return what takes the room in the files of a network.
+
+    Args:
+        models: the graphs that are stored.
+        total: bytes of all files.
+    """
+    weights = scales = rest = 0
+    for model in models:
+        for value in model.graph.initializers.values():
+            size = _stored_bytes(value)
+            uses = [(use.node.op_type, use.idx) for use in value.uses()]
+            if ("DequantizeLinear", 0) in uses or any(
+                operator in PRODUCTS and position == 1 for operator, position in uses
+            ):
+                weights += size
+            elif any(operator in QUANTIZERS for operator, _ in uses):
+                scales += size
+            else:
+                rest += size
+    return Size(weights, scales, rest, graph=total - weights - scales - rest)
+
+
+def _stored_bytes(value: ir.Value) -> int:
+    tensor = value.const_value
+    assert tensor is not None
+    return int(tensor.nbytes)

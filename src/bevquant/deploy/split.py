@@ -1,0 +1,66 @@
+"""A graph cut into one graph for each main module."""
+
+import ast
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter notes the modules, outermost first, whose code made a node."""
+
+
+def split(model: ir.Model, main_modules: Collection[str]) -> list[tuple[str, ir.Model]]:
+    """Cut ``model`` so that every part needs only network inputs and earlier parts.
+
+    A node goes with the main module whose code made it, or with the latest of the nodes it
+    reads where that one comes later: so the parts have an order, whatever the network's
+    code does between its main modules.
+
+    Args:
+        model: with the exporter's notes; left as it is, but for the initializers, whose
+            numbers the parts share.
+        main_modules: their names in the exported module.
+
+    Returns:
+        Name and graph of each part, in the order in which they are run.
+    """
+    graph = model.graph
+    order: dict[str, int] = {}
+    place: dict[ir.Node, int] = {}
+    for node in graph:
+        owner = next((scope for scope in scopes(node) if scope in main_modules), None)
+        read = [value.producer() for value in node.inputs if value is not None]
+        earlier = max((place[producer] for producer in read if producer is not None), default=0)
+        place[node] = max(earlier, order.setdefault(owner, len(order)) if owner else 0)
+    names = list(order) or [""]
+    used = sorted(set(place.values()))
+    if len(used) < 2:
+        return [(names[0], model)]
+    return [(names[part], _part(model, place, part)) for part in used]
+
+
+def scopes(node: ir.Node) -> list[str]:
+    """Return the paths of the modules whose code made ``node``, then a name of its own."""
+    found: list[str] = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    return found
+
+
+def _part(model: ir.Model, place: dict[ir.Node, int], part: int) -> ir.Model:
+    inputs: dict[ir.Value, None] = {}
+    outputs: dict[ir.Value, None] = {}
+    for node in model.graph:
+        if place[node] != part:
+            continue
+        for value in node.inputs:
+            if value is None or value.is_initializer():
+                continue
+            producer = value.producer()
+            if producer is None or place[producer] != part:
+                inputs[value] = None
+        for value in node.outputs:
+            leaves = any(place[reader] != part for reader in value.consumers())
+            if leaves or value.is_graph_output():
+                outputs[value] = None
+    graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
+    graph.opset_imports.update(model.graph.opset_imports)
+    return ir.Model(graph, ir_version=model.ir_version)
