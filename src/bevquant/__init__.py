@@ -1,5 +1,7 @@
 """Quantize camera-LiDAR perception networks, and measure what they still see."""
 
+from typing import TYPE_CHECKING, Any
+
 from bevquant.errors import BevquantError
 from bevquant.nn import Einsum, MatMul
 from bevquant.ptqat.precheck import precheck
@@ -35,6 +37,10 @@ from bevquant.quant.spec import (
 )
 from bevquant.search.search import search
 
+if TYPE_CHECKING:
+    from bevquant.deploy.export import export_module as export
+    from bevquant.deploy.lint import lint
+
 __all__ = [
     "DEPLOY",
     "MSE",
@@ -64,8 +70,10 @@ __all__ = [
     "calibrate",
     "debug",
     "equalize",
+    "export",
     "fold_batchnorm",
     "layers",
+    "lint",
     "load_calibration",
     "precheck",
     "ptqat",
@@ -78,3 +86,16 @@ __all__ = [
     "sensitivity",
     "unquantized",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs the exporter only where it is wanted: it takes a second."""
+    if name == "export":
+        from bevquant.deploy.export import export_module  # noqa: PLC0415
+
+        return export_module
+    if name == "lint":
+        from bevquant.deploy.lint import lint  # noqa: PLC0415
+
+        return lint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Option(help="Folder of a nuScenes-format data set.")]
 Version = Annotated[str, typer.Option(help="Version folder, for instance v1.0-world.")]
 Split = Annotated[str, typer.Option(help="Split, for instance world_val.")]
+Target = Annotated[str, typer.Option(help="openvino, onnxruntime, tensorrt or literal.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N frames.", min=1)]
 
 
@@ -72,7 +73,7 @@ def run(
 @app.command("eval")
 def evaluate_file(
     file: Annotated[
-        Path, typer.Argument(help="Deployed .onnx, or a checkpoint: .safetensors, .pth.")
+        Path, typer.Argument(help="Deployed .onnx or .json, or a checkpoint: .safetensors, .pth.")
     ],
     data: Data,
     version: Version = "v1.0-world",
@@ -96,7 +97,7 @@ def evaluate_file(
     ] = None,
 ) -> None:
     """Measure the very file that ships, or a float checkpoint, with the metric of its task."""
-    from bevquant.run import evaluate_artefact
+    from bevquant.ship import evaluate_artefact
 
     evaluate_artefact(file, data, version, split, limit, threads, json, model, old_boxes)
 
@@ -139,7 +140,7 @@ def look(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    out: Annotated[Path, typer.Argument(help="X.onnx: one file. X.json: one a main module.")],
     data: Data,
     version: Version = "v1.0-world",
     split: Annotated[str, typer.Option(help="Split to calibrate on.")] = "world_train",
@@ -149,11 +150,28 @@ def export(
     ranges_only: Annotated[
         bool, typer.Option("--ranges-only", help="No refined factors, no learned weights.")
     ] = False,
+    target: Target = "openvino",
+    measure_on: Annotated[
+        str | None, typer.Option(help="Split to measure the simulation on, for the file's card.")
+    ] = None,
 ) -> None:
     """Quantize the small BEVFusion and write the packed file an engine runs."""
-    from bevquant.run import export_artefact
+    from bevquant.ship import export_artefact
 
-    export_artefact(out, data, version, split, precision, checkpoint, frames, ranges_only)
+    export_artefact(
+        out, data, version, split, precision, checkpoint, frames, ranges_only, target, measure_on
+    )
+
+
+@app.command("lint")
+def lint_file(
+    file: Annotated[Path, typer.Argument(help="Exported .onnx, or the .json of several.")],
+    target: Annotated[str | None, typer.Option(help="[default: the file's own]")] = None,
+) -> None:
+    """List which layers of a file would not run as integers on an engine, and why."""
+    from bevquant.ship import lint_artefact
+
+    lint_artefact(file, target)
 
 
 @app.command()

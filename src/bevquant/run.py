@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from bevquant.data import preprocess
@@ -16,23 +15,18 @@ from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import collate
 from bevquant.data.world.generate import generate
 from bevquant.data.world.settings import VERSION, WorldSettings
-from bevquant.deploy.export import export
-from bevquant.deploy.runtime import load
 from bevquant.errors import BevquantError
-from bevquant.evaluate import Metrics, evaluate, measure
-from bevquant.files import read_json, write_json
+from bevquant.files import read_json
 from bevquant.memory import keep_freed_memory
 from bevquant.metrics.agreement import CERTAIN
 from bevquant.models.bevfusion import SMALL, BEVFusion
 from bevquant.models.weights import load_encoder, load_weights
-from bevquant.models.zoo import DENSE, DETECTORS, network, shipped
+from bevquant.models.zoo import DENSE, DETECTORS, shipped
 from bevquant.progress import console
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import quantize
-from bevquant.quant.reconstruct import reconstruct
-from bevquant.quant.refine import refine
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
 from bevquant.recipe import TailRecipe, TrainRecipe, load_recipe, read_recipe
 from bevquant.report.above import draw_map, draw_voxels
@@ -180,48 +174,6 @@ def quantize_small(
     return model
 
 
-def evaluate_artefact(
-    file: Path,
-    data: Path,
-    version: str,
-    split: str,
-    limit: int | None,
-    threads: int,
-    json: Path | None,
-    model: str = "bevfusion_small",
-    old_boxes: bool | None = None,
-) -> Metrics:
-    """Measure a checkpoint or a deployed file, print the metrics, write them to ``json``.
-
-    ``model`` and ``old_boxes`` say what a checkpoint is of (see
-    :func:`~bevquant.models.zoo.network`); a deployed file knows that itself.
-    """
-    torch.set_num_threads(threads)
-    metrics: Metrics
-    if file.suffix == ".onnx":
-        deployed = load(file, threads=threads)
-        settings = deployed.preprocess
-        dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=limit)
-        _check(dataset, settings)
-        metrics = evaluate(deployed, dataset, settings, description=f"evaluate {file.name}")
-    else:
-        keep_freed_memory()
-        net = network(model)
-        settings, loaded = net.preprocess, net.load(file, old_boxes)
-        dataset = net.dataset(data, version, split, limit=limit)
-        _check(dataset, settings)
-        metrics = measure(loaded, dataset, settings, description=f"evaluate {file.name}")
-    console.print(_metrics_table(f"{file.name} on {split} of {data}", metrics))
-    if json is not None:
-        write_json(json, metrics.to_json())
-    return metrics
-
-
-def _check(dataset: NuScenesDataset, settings: preprocess.Preprocess) -> None:
-    dataset.check()
-    dataset.check_points(settings)
-
-
 def look_at_frame(data: Path, version: str, split: str, index: int, out: Path) -> None:
     """Draw one frame as the sensors and the annotators gave it.
 
@@ -271,47 +223,3 @@ def _frame(dataset: NuScenesDataset, index: int) -> Frame:
             f"frame {index}: split {dataset.split!r} ends at frame {len(dataset) - 1}"
         )
     return dataset.frame(index)
-
-
-def export_artefact(
-    out: Path,
-    data: Path,
-    version: str,
-    split: str,
-    precision: str,
-    checkpoint: Path | None,
-    frames: int,
-    ranges_only: bool,
-) -> None:
-    """Write the small BEVFusion to ``out``, quantized or, with precision ``float``, as it is.
-
-    Another ``precision`` is that of all layers, or the JSON file of a bit policy.
-    With ``ranges_only`` stage 1 is all that is done; otherwise factors are searched and
-    weights learned too.
-    """
-    bits = None if precision == "float" else _policy(precision)
-    dataset = NuScenesDataset(data, version, split, sweeps=preprocess.SMALL.sweeps)
-    dataset.check()
-    dataset.check_points(preprocess.SMALL)
-    batches = calibration_batches(dataset, frames)
-    model = load_small(checkpoint)
-    if bits is not None:
-        quantize_small(model, batches, bits)
-        if not ranges_only:
-            refine(model, batches)
-            reconstruct(model, batches)
-    export(model, model.prepare(batches[0]), preprocess.SMALL, out)
-    console.print(f"{out}: {precision}, {out.stat().st_size / 1e6:.2f} MB")
-
-
-def _policy(precision: str) -> BitPolicy:
-    if precision.endswith(".json"):
-        return BitPolicy.from_json(read_json(Path(precision)))
-    return deployable(Precision.parse(precision))
-
-
-def _metrics_table(title: str, metrics: Metrics) -> Table:
-    figures = metrics.summary()
-    table = Table(*figures, "frames", title=title)
-    table.add_row(*(f"{value:.3f}" for value in figures.values()), str(metrics.frames))
-    return table

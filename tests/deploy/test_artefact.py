@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bevquant as bq
-from bevquant.deploy.artefact import CARD_KEY, _digest, read, seal
+from bevquant.deploy.artefact import CARD_KEY, _digest, read
 from bevquant.deploy.card import FORMAT, Expected
 from bevquant.deploy.engines import Engine, open_engine
 from bevquant.deploy.export import export_module
+from bevquant.deploy.sealed import seal
 from bevquant.errors import BevquantError
 from bevquant.quant.fingerprint import model_fingerprint
 
@@ -204,6 +205,14 @@ def test_other_parts_missing_parts_and_versions_are_named(folder, tmp_path):
     manifest["card"]["format"] = FORMAT + 1
     path.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
     with pytest.raises(BevquantError, match=rf"another version \(format {FORMAT + 1}"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "nul", "\xff", "[" * 100_000])
+def test_what_is_no_manifest_is_named(text, tmp_path):
+    path = tmp_path / "net.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(BevquantError, match=r"net\.json"):
         read(path)
 
 

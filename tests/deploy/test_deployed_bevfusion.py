@@ -10,20 +10,24 @@ from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import SMALL as PREPROCESS
 from bevquant.data.preprocess import collate
+from bevquant.deploy.artefact import read
 from bevquant.deploy.bench import bench
 from bevquant.deploy.engines import open_engine
-from bevquant.deploy.latency import latency_table
-from bevquant.deploy.measurement import STAGE_OF, STAGES, Candidate
 from bevquant.deploy.export import METADATA_KEY, export, export_float, export_module
+from bevquant.deploy.latency import latency_table
+from bevquant.deploy.lint import lint
+from bevquant.deploy.measurement import STAGE_OF, STAGES, Candidate
 from bevquant.deploy.profile import Profile
 from bevquant.deploy.runtime import flatten, load
+from bevquant.deploy.size import file_size
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import SMALL, BEVFusion, HeadOutput
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.policy import BitPolicy
-from bevquant.quant.prepare import quantize
-from bevquant.quant.spec import W8A8
+from bevquant.quant.prepare import apply, quantize
+from bevquant.quant.size import Size, model_size
+from bevquant.quant.spec import W2A8, W4A8, W8A8, W16A16
 from bevquant.search.costs import latency
 from bevquant.search.space import space
 
@@ -83,6 +87,11 @@ def decibels(y: np.ndarray, wanted: np.ndarray) -> float:
     return float(10 * np.log10((wanted**2).sum() / noise))
 
 
+def file_size_of(path: Path) -> Size:
+    artefact = read(path)
+    return file_size([model for _, model in artefact.parts], artefact.total)
+
+
 @pytest.mark.parametrize("engine", ["openvino", "literal"])
 def test_a_float_file_computes_what_the_network_computes(engine, exported, batches):
     deployed = load(exported.float_file, engine)
@@ -127,6 +136,60 @@ def test_a_file_is_all_it_takes(exported, batches):
     assert deployed.model.config == TINY
     (boxes,) = deployed(batches[0])
     assert len(boxes.values) == len(boxes.labels) == len(boxes.scores) <= 20
+
+
+def test_raw_frames_are_answered_with_what_their_sensors_delivered(exported, tiny_world):
+    deployed = load(exported.file)
+    frame = NuScenesDataset(tiny_world, "v1.0-world", "world_val", sweeps=1).frame(0)
+    whole = deployed.detect(frame)
+    assert whole.degraded == ()
+    (boxes,) = deployed(collate([frame], PREPROCESS))
+    assert whole.boxes.values.equal(boxes.values)
+    blind = (np.zeros_like(frame.images[0]), *frame.images[1:])
+    for broken, named in (
+        (dataclasses.replace(frame, points=frame.points[:0]), "LiDAR"),
+        (dataclasses.replace(frame, images=blind), "CAM_FRONT"),
+    ):
+        answer = deployed.detect(broken)
+        assert len(answer.degraded) == 1 and named in answer.degraded[0]
+        assert answer.boxes.values.shape == (len(answer.boxes.labels), 9)
+        assert answer.boxes.values[:, :7].isfinite().all()
+
+
+def test_split_by_main_module_it_computes_the_same(exported, batches, tmp_path):
+    model, path = exported.model, tmp_path / "net.json"
+    export(model, model.prepare(batches[0]), PREPROCESS, path)
+    parts, whole = load(path), load(exported.file)
+    children = {name for name, _ in model.named_children()}
+    assert {name for name, _ in read(path).parts} == children
+    assert parts.engine.integer_layers == whole.engine.integer_layers
+    arrays = parts.prepare(batches[1])
+    y, wanted = (each.network(arrays).dense_heatmap for each in (parts, whole))
+    assert decibels(y.numpy(), wanted.numpy()) > 40
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_verdicts_on_a_whole_network_are_what_the_engine_executes(exported, engine):
+    expected = {verdict.layer for verdict in lint(exported.file, engine) if not verdict.reason}
+    assert len(expected) > 30
+    assert set(load(exported.file, engine).engine.integer_layers) == expected
+
+
+def test_a_mixed_file_has_the_size_that_was_computed(exported, batches, tmp_path):
+    model, sample = exported.model, exported.model.prepare(batches[0])
+    before = model_size(model)
+    assert before.weights == file_size_of(exported.file).weights
+    rest = exported.file.stat().st_size - before.weights - before.scales
+    policy = {"*": W4A8, "pts_*": W2A8, "bbox_head.*": W8A8, "img_neck.*": W16A16}
+    apply(model, BitPolicy({**policy, "*_matmul": None}))
+    computed = model_size(model)
+    try:
+        size = export(model, sample, PREPROCESS, tmp_path / "mixed.onnx")
+    finally:
+        apply(model, BitPolicy({"*": W8A8, "*_matmul": None}))
+    assert size.weights == computed.weights < 0.6 * before.weights
+    assert size.total == (tmp_path / "mixed.onnx").stat().st_size
+    assert size.total == pytest.approx(computed.weights + computed.scales + rest, rel=0.01)
 
 
 def test_the_packed_file_is_small(exported):

@@ -1,4 +1,6 @@
+import re
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bevquant.deploy import run_openvino
+from bevquant.deploy import installed, run_openvino
 from bevquant.deploy.artefact import read
 from bevquant.deploy.engines import open_engine
 from bevquant.deploy.export import export_module
@@ -85,10 +87,32 @@ def test_a_foreign_file_is_named(tmp_path):
         read(tmp_path / "missing.onnx")
 
 
-def test_a_missing_reference_engine_is_named(file, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BevquantError, match="onnxruntime"):
-        open_engine(file, "literal")
+@pytest.mark.parametrize(
+    ("engine", "package"),
+    [("openvino", "openvino"), ("onnxruntime", "onnxruntime"), ("literal", "onnxruntime")],
+)
+def test_an_engine_that_is_missing_or_too_old_is_named(file, engine, package, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        with pytest.raises(BevquantError, match=rf"{package} is not installed.*pip install"):
+            open_engine(file, engine)
+    monkeypatch.setattr(installed, "version", lambda name: "1.2.3")
+    with pytest.raises(BevquantError, match=rf"{package} 1\.2\.3 is too old.*pip install"):
+        open_engine(file, engine)
+
+
+def test_the_oldest_engines_are_those_of_the_package():
+    found = {}
+    for line in requires("bevquant") or ():
+        match = re.match(r"(openvino|onnxruntime)>=(\d+)\.(\d+)", line)
+        if match:
+            found[match[1]] = (int(match[2]), int(match[3]))
+    assert found == installed.OLDEST
+
+
+def test_inputs_of_another_type_are_refused(file, inputs):
+    with pytest.raises(BevquantError, match=r"float64 .* takes .* float32"):
+        open_engine(file)([inputs[0].astype(np.float64)])
 
 
 @pytest.mark.skipif(run_openvino.has_bf16(), reason="this processor computes in bfloat16")

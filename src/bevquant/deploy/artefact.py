@@ -1,10 +1,8 @@
 """The files that ship, and how they are known to be whole.
 
-A network is one ONNX file or, split by main module, several and a manifest. Every ONNX file
-ends with the SHA-256 of all that comes before. It is an entry of the file's metadata, so
-that any ONNX tool reads the file, and it is looked at before anything else is parsed. A
-manifest holds the SHA-256 of its files and of itself. Checksums find damage and careless
-edits; they are no signature.
+A network is one ONNX file or, split by main module, several and a manifest. Every file holds
+its own SHA-256, a manifest that of its files too. Checksums find damage and careless edits;
+they are no signature.
 """
 
 import hashlib
@@ -14,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-import onnx
 import onnx_ir as ir
 from pydantic import ValidationError
 
 from bevquant.deploy.card import FORMAT, Card, Manifest, PartEntry, Record
+from bevquant.deploy.sealed import sealed, unsealed
 from bevquant.errors import BevquantError
 from bevquant.files import read_json, write_bytes, write_json
 
 CARD_KEY = "bevquant.card"
-CHECKSUM_KEY = "bevquant.sha256"
 
 R = TypeVar("R", bound=Record)
 
@@ -77,12 +74,12 @@ def write(path: Path, artefact: Artefact) -> int:
     if path.suffix == ".onnx":
         ((_, model),) = artefact.parts
         model.metadata_props[CARD_KEY] = artefact.card.model_dump_json()
-        data = seal(_serialize(model))
+        data = sealed(model)
         write_bytes(path, data)
         return len(data)
     entries, total = [], 0
     for name, model in artefact.parts:
-        data = seal(_serialize(model))
+        data = sealed(model)
         digest = hashlib.sha256(data).hexdigest()
         file = f"{path.stem}.{name}.{digest[:8]}.onnx"
         write_bytes(path.with_name(file), data)
@@ -119,7 +116,7 @@ def read(path: Path) -> Artefact:
     check_path(path)
     if path.suffix == ".onnx":
         data = _bytes(path)
-        model = _model(path, data)
+        model = unsealed(path, data)
         if CARD_KEY not in model.metadata_props:
             raise BevquantError(f"{path}: a part of a network; load its manifest, the .json file")
         card = _record(path, Card, _json(path, model.metadata_props[CARD_KEY]))
@@ -140,7 +137,7 @@ def read(path: Path) -> Artefact:
                 f"{path.with_name(entry.file)}: not the file that {path.name} names; "
                 "copy them together, or export again"
             )
-        model = _model(path.with_name(entry.file), data)
+        model = unsealed(path.with_name(entry.file), data)
         graph = model.graph
         ends = (names_of(graph.inputs), names_of(graph.outputs))
         if ends != (entry.inputs, entry.outputs) or not known.issuperset(entry.inputs):
@@ -151,30 +148,6 @@ def read(path: Path) -> Artefact:
     if not known.issuperset(manifest.outputs):
         raise BevquantError(f"{path}: no part has the output it names; export again")
     return Artefact(manifest.card, manifest.inputs, manifest.outputs, tuple(parts), total)
-
-
-def seal(body: bytes) -> bytes:
-    """Return a serialized ONNX file with its checksum at the end.
-
-    Serialized messages that follow each other are one message, with the entries of both.
-    """
-    entry = onnx.StringStringEntryProto(key=CHECKSUM_KEY, value=hashlib.sha256(body).hexdigest())
-    trailer: bytes = onnx.ModelProto(metadata_props=[entry]).SerializeToString()
-    return body + trailer
-
-
-_TRAILER = len(seal(b""))
-
-
-def _model(path: Path, data: bytes) -> ir.Model:
-    if data != seal(data[:-_TRAILER]):
-        raise BevquantError(
-            f"{path}: truncated, changed since, or not exported by bevquant; export it again"
-        )
-    try:
-        return ir.serde.deserialize_model(onnx.load_model_from_string(data))
-    except Exception as error:  # whatever a parser makes of what somebody sealed by hand
-        raise BevquantError(f"{path}: not an ONNX file ({error}); export it again") from error
 
 
 def _record(path: Path, kind: type[R], content: Any, card: Any = None) -> R:
@@ -199,7 +172,7 @@ def _record(path: Path, kind: type[R], content: Any, card: Any = None) -> R:
 def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BevquantError(f"{path}: {CARD_KEY} is not JSON; export it again") from error
 
 
@@ -211,10 +184,13 @@ def _bytes(path: Path) -> bytes:
 
 
 def _files_of(path: Path) -> set[str]:
-    """Return the files of the manifest that is there, if there is one."""
+    """Return the files of the whole manifest that is there, if there is one."""
     try:
-        return {str(part["file"]) for part in json.loads(path.read_bytes())["parts"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(path.read_bytes())
+        if content.pop("sha256") != _digest(content):
+            return set()
+        return {str(part["file"]) for part in content["parts"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
 
 
@@ -225,8 +201,3 @@ def _digest(manifest: dict[str, Any]) -> str:
 def names_of(values: Sequence[ir.Value]) -> tuple[str, ...]:
     """Return the names of the inputs or outputs of a graph."""
     return tuple(str(value.name) for value in values)
-
-
-def _serialize(model: ir.Model) -> bytes:
-    serialized: bytes = ir.serde.serialize_model(model).SerializeToString()
-    return serialized

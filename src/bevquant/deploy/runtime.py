@@ -8,12 +8,27 @@ import torch
 from pydantic import ValidationError
 from torch.utils import _pytree as pytree
 
-from bevquant.data.frame import Batch, Boxes
-from bevquant.data.preprocess import Preprocess
+from bevquant.data.frame import Batch, Boxes, Frame
+from bevquant.data.preprocess import Preprocess, collate
+from bevquant.deploy.degraded import mend
 from bevquant.deploy.engines import Arithmetic, Array, Engine, EngineName, open_engine
 from bevquant.deploy.export import METADATA_KEY
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import BEVFusion, BEVFusionConfig, HeadOutput, NetworkInput
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a deployed network found in a frame.
+
+    Attributes:
+        boxes: in the LiDAR frame.
+        degraded: what was missing from the frame; empty if nothing was. See
+            :func:`~bevquant.deploy.degraded.mend`.
+    """
+
+    boxes: Boxes
+    degraded: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,19 @@ class Deployed:
     def __call__(self, batch: Batch) -> list[Boxes]:
         """Return the boxes of the one frame of ``batch``."""
         return self.model.decode(self.network(self.prepare(batch)))
+
+    def detect(self, frame: Frame) -> Answer:
+        """Answer from what the sensors gave: images, points and calibration.
+
+        Where a sensor failed, the answer is that of the others, and says so.
+
+        Raises:
+            BevquantError: nothing was delivered at all, or the images are smaller than the
+                network's.
+        """
+        mended, degraded = mend(frame, self.preprocess)
+        (boxes,) = self(collate([mended], self.preprocess))
+        return Answer(boxes, degraded)
 
     def prepare(self, batch: Batch) -> list[Array]:
         """Return the input arrays of the network for the one frame of ``batch``."""

@@ -1,0 +1,226 @@
+"""The verbs ``export``, ``lint`` and ``eval``: the file that ships, made, judged and measured."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from bevquant.data import preprocess
+from bevquant.data.frame import Batch
+from bevquant.data.nuscenes import NuScenesDataset
+from bevquant.deploy.artefact import check_path, read
+from bevquant.deploy.card import Card, Expected
+from bevquant.deploy.export import export
+from bevquant.deploy.lint import verdicts
+from bevquant.deploy.runtime import load
+from bevquant.deploy.targets import Target, target_of
+from bevquant.errors import BevquantError
+from bevquant.evaluate import Metrics, evaluate, float_predictor, measure
+from bevquant.files import read_json, sha256, write_json
+from bevquant.memory import keep_freed_memory
+from bevquant.models.bevfusion import BEVFusion
+from bevquant.models.zoo import network
+from bevquant.progress import console
+from bevquant.quant.policy import BitPolicy
+from bevquant.quant.reconstruct import reconstruct
+from bevquant.quant.refine import refine
+from bevquant.quant.size import Size
+from bevquant.quant.spec import Precision
+from bevquant.run import SHIPPED, calibration_batches, deployable, load_small, quantize_small
+
+FLOAT = "float"
+
+
+def export_artefact(
+    out: Path,
+    data: Path,
+    version: str,
+    split: str,
+    precision: str,
+    checkpoint: Path | None,
+    frames: int,
+    ranges_only: bool,
+    target: str,
+    measure_on: str | None,
+) -> Size:
+    """Write the small BEVFusion to ``out``, quantized or, with precision ``float``, as it is.
+
+    ``precision`` is one of all layers, or the JSON file of a policy. With ``ranges_only``
+    stage 1 is all that is done; otherwise factors are searched and weights learned too.
+    With ``measure_on`` the simulation is measured on that split, and what it measures is
+    kept in the file. Prints what takes the room, and how many layers run as integers.
+
+    Raises:
+        BevquantError: an argument, the data or a file cannot be used.
+    """
+    check_path(out)
+    placed, policy = target_of(target), _policy(precision)
+    sweeps = preprocess.SMALL.sweeps
+    dataset = NuScenesDataset(data, version, split, sweeps=sweeps)
+    measured = NuScenesDataset(data, version, measure_on, sweeps=sweeps) if measure_on else None
+    for each in (dataset, measured) if measured else (dataset,):
+        _check(each, preprocess.SMALL)
+    batches = calibration_batches(dataset, frames)
+    model = load_small(checkpoint)
+    stages = _quantize(model, batches, policy, placed, ranges_only) if policy else []
+    recipe = {
+        "network": "bevfusion_small",
+        "checkpoint_sha256": sha256(checkpoint or SHIPPED),
+        "precision": policy.to_json() if policy else FLOAT,
+        "calibration": {"data": dataset.fingerprint(), "split": split, "frames": len(batches)},
+        "stages": stages,
+    }
+    sample = model.prepare(batches[0])
+    expected = _expected(model, measured) if measured else None
+    size = export(
+        model, sample, preprocess.SMALL, out, target=target, recipe=recipe, expected=expected
+    )
+    console.print(_size_table(out, precision, size))
+    found = verdicts(read(out), placed)
+    integers = sum(verdict.reason is None for verdict in found)
+    console.print(f"{integers} of {len(found)} layers run as integers: bevquant lint {out}")
+    return size
+
+
+def lint_artefact(file: Path, target: str | None) -> bool:
+    """Print which layers of ``file`` would run as integers on ``target``, and why not.
+
+    Returns:
+        Whether every quantized layer would.
+
+    Raises:
+        BevquantError: the file is damaged, or there is no such target.
+    """
+    artefact = read(file)
+    judge = target_of(target or artefact.card.target)
+    found = verdicts(artefact, judge)
+    table = Table("layer", "in the file", "runs as", "why", title=f"{file.name} on {judge.name}")
+    for verdict in found:
+        runs = "integers" if verdict.reason is None else "float"
+        table.add_row(verdict.layer, verdict.precision, runs, verdict.reason or "")
+    console.print(table)
+    integers = sum(verdict.reason is None for verdict in found)
+    quantized = sum(verdict.precision != FLOAT for verdict in found)
+    console.print(f"{integers} of {quantized} quantized layers, of {len(found)} in all")
+    if judge.note:
+        console.print(f"{judge.name}: {judge.note}")
+    return integers == quantized
+
+
+def evaluate_artefact(
+    file: Path,
+    data: Path,
+    version: str,
+    split: str,
+    limit: int | None,
+    threads: int,
+    json: Path | None,
+    model: str = "bevfusion_small",
+    old_boxes: bool | None = None,
+) -> Metrics:
+    """Measure a checkpoint or a deployed file, print the metrics, write them to ``json``.
+
+    Beside those of a deployed file stands what its simulation measured on the same data,
+    where the file knows that. ``model`` and ``old_boxes`` say what a checkpoint is of (see
+    :func:`~bevquant.models.zoo.network`); a deployed file knows that itself.
+
+    Raises:
+        BevquantError: the file or the data cannot be used.
+    """
+    torch.set_num_threads(threads)
+    metrics: Metrics
+    expected: Expected | None = None
+    doing = f"evaluate {file.name}"
+    if file.suffix in (".onnx", ".json"):
+        deployed = load(file, threads=threads)
+        settings = deployed.preprocess
+        dataset = NuScenesDataset(data, version, split, sweeps=settings.sweeps, limit=limit)
+        _check(dataset, settings)
+        expected = _same_data(deployed.engine.card, dataset)
+        metrics = evaluate(deployed, dataset, settings, description=doing)
+    else:
+        keep_freed_memory()
+        net = network(model)
+        settings, loaded = net.preprocess, net.load(file, old_boxes)
+        dataset = net.dataset(data, version, split, limit=limit)
+        _check(dataset, settings)
+        metrics = measure(loaded, dataset, settings, description=doing)
+    console.print(_metrics_table(f"{file.name} on {split} of {data}", metrics, expected))
+    if json is not None:
+        simulated = expected and expected.model_dump(mode="json")
+        write_json(json, {**metrics.to_json(), "simulated": simulated})
+    return metrics
+
+
+def _check(dataset: NuScenesDataset, settings: preprocess.Preprocess) -> None:
+    dataset.check()
+    dataset.check_points(settings)
+
+
+def _same_data(card: Card, dataset: NuScenesDataset) -> Expected | None:
+    """Return what the simulation measured if it was on ``dataset``."""
+    if card.expected is None or card.expected.data == dataset.fingerprint():
+        return card.expected
+    console.print(f"the simulation was measured on other frames, of {card.expected.split}")
+    return None
+
+
+def _policy(precision: str) -> BitPolicy | None:
+    if precision == FLOAT:
+        return None
+    if precision.endswith(".json"):
+        rules = read_json(Path(precision))
+        if not isinstance(rules, dict) or not all(isinstance(v, str) for v in rules.values()):
+            raise BevquantError(f'{precision}: not a policy, {{"*": "W4A8", "head.*": "float"}}')
+        return BitPolicy.from_json(rules)
+    return deployable(Precision.parse(precision))
+
+
+def _quantize(
+    model: BEVFusion, batches: list[Batch], policy: BitPolicy, target: Target, ranges_only: bool
+) -> list[str]:
+    """Quantize ``model`` in place, and return the stages that did it."""
+    quantize_small(model, batches, policy, target.scheme)
+    if ranges_only:
+        return ["calibrate"]
+    refine(model, batches)
+    reconstruct(model, batches)
+    return ["calibrate", "refine", "reconstruct"]
+
+
+def _expected(model: BEVFusion, dataset: NuScenesDataset) -> Expected:
+    predict = float_predictor(model)
+    metrics = evaluate(predict, dataset, preprocess.SMALL, description="simulated")
+    return Expected(
+        data=dataset.fingerprint(),
+        split=dataset.split,
+        frames=metrics.frames,
+        NDS=metrics.NDS,
+        mAP=metrics.mAP,
+    )
+
+
+def _size_table(out: Path, precision: str, size: Size) -> Table:
+    table = Table("part", "bytes", "share", title=f"{out.name}: {precision}")
+    rows: dict[str, Any] = {
+        "weights of quantizable layers": size.weights,
+        "scales and zero points": size.scales,
+        "what is never quantized": size.rest,
+        "graph": size.graph,
+        "all": size.total,
+    }
+    for name, count in rows.items():
+        table.add_row(name, f"{count:,}", f"{count / size.total:.1%}")
+    return table
+
+
+def _metrics_table(title: str, metrics: Metrics, expected: Expected | None) -> Table:
+    figures = metrics.summary()
+    table = Table("", *figures, "frames", title=title)
+    table.add_row("measured", *(f"{value:.3f}" for value in figures.values()), str(metrics.frames))
+    if expected is not None:
+        known = expected.model_dump()
+        simulated = (f"{known[name]:.3f}" if name in known else "" for name in figures)
+        table.add_row("simulated", *simulated, str(expected.frames))
+    return table
