@@ -8,6 +8,7 @@ import onnx_ir as ir
 from bevquant.deploy.pack import constant
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 PASSES = ("Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
 """What ONNX Runtime merges into the convolution before it, or moves a QuantizeLinear over."""
 

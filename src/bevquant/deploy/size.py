@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from bevquant.deploy.rules import PRODUCTS
+from bevquant.deploy.rules import PRODUCTS, QUANTIZERS
 from bevquant.quant.size import Size
-
-QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 def file_size(models: Sequence[ir.Model], total: int) -> Size:
