@@ -20,7 +20,7 @@ def test_the_recipe_searches_as_long_as_the_thesis() -> None:
     recipe = load_recipe(RECIPES / "thesis_table_4_1.yaml", ThesisTable41)
     assert recipe.population * recipe.generations == 5000
     quick = load_recipe(RECIPES / "thesis_table_4_1_quick.yaml", ThesisTable41)
-    assert quick.population * quick.generations == 200
+    assert quick.population * quick.generations == 100
     assert EXPERIMENTS[quick.experiment] == (ThesisTable41, run_table_4_1)
 
 
