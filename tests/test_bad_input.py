@@ -133,3 +133,24 @@ def test_unknown_network(tiny_world: Path, refused: Callable[..., str]) -> None:
     assert "did you mean 'bevfusion'" in refused(
         "eval", SHIPPED, "--data", tiny_world, "--model", "bevfuson"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "net.bin"), "net.bin: name it X.onnx for one file"),
+        (("export", "net.onnx", "--target", "npu"), "target: 'npu' is none of openvino"),
+        (("export", "net.onnx", "--precision", "W5A8"), "5 bits for weights"),
+        (("export", "net.onnx", "--precision", "none.json"), "none.json: cannot be read"),
+    ],
+)
+def test_exports_that_cannot_be(
+    arguments: tuple[str, ...], message: str, tiny_world: Path, refused: Callable[..., str]
+) -> None:
+    assert message in refused(*arguments, "--data", tiny_world)
+
+
+def test_lint_of_what_is_no_file_of_ours(tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"not ours")
+    assert f"{path}: truncated, changed since, or not exported by bevquant" in refused("lint", path)

@@ -125,16 +125,30 @@ def test_export_eval_and_bench_of_the_shipped_network(tiny_world: Path, tmp_path
     int8, fp32 = tmp_path / "int8.onnx", tmp_path / "fp32.onnx"
     data = ("--data", tiny_world)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for path, precision in ((int8, "W8A8"), (fp32, "float")):
+    for path, precision, more in (
+        (int8, "W8A8", ("--measure-on", "world_val")),
+        (fp32, "float", ()),
+    ):
         result = bevquant(
-            "export", path, *data, "--precision", precision, "--frames", 2, env=environment
+            "export", path, *data, "--precision", precision, "--frames", 2, *more, env=environment
         )
         assert result.returncode == 0, result.stderr
+        assert f"{path.stat().st_size:,}" in result.stdout
     assert int8.stat().st_size < 0.5 * fp32.stat().st_size
     figures = tmp_path / "figures.json"
     result = bevquant("eval", int8, *data, "--limit", 1, "--json", figures, env=environment)
     assert result.returncode == 0, result.stderr
     assert 0 <= json.loads(figures.read_text())["NDS"] <= 1
+    assert "on other frames" in result.stdout
+    result = bevquant("eval", int8, *data, "--json", figures, env=environment)
+    assert result.returncode == 0, result.stderr
+    deployed = json.loads(figures.read_text())
+    assert abs(deployed["NDS"] - deployed["simulated"]["NDS"]) < 0.1  # of two frames
+    assert "simulated" in result.stdout
+    result = bevquant("lint", int8, "--target", "tensorrt", env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "not run on TensorRT" in result.stdout
+    assert "0 of 81 quantized layers" in result.stdout
     times = tmp_path / "times.json"
     options = ("--runs", 3, "--threads", "1,2", "--json", times)
     result = bevquant("bench", fp32, int8, *data, *options, env=environment)

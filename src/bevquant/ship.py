@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 from bevquant.data import preprocess
 from bevquant.data.frame import Batch
@@ -95,7 +95,8 @@ def lint_artefact(file: Path, target: str | None) -> bool:
     artefact = read(file)
     judge = target_of(target or artefact.card.target)
     found = verdicts(artefact, judge)
-    table = Table("layer", "in the file", "runs as", "why", title=f"{file.name} on {judge.name}")
+    columns = (Column(name, overflow="fold") for name in ("layer", "in the file", "runs as", "why"))
+    table = Table(*columns, title=f"{file.name} on {judge.name}")
     for verdict in found:
         runs = "integers" if verdict.reason is None else "float"
         table.add_row(verdict.layer, verdict.precision, runs, verdict.reason or "")

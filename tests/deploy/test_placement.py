@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bevquant.deploy.placement import linear_as_convolution
+from bevquant.deploy.placement import linear_as_convolution, unsigned_codes
 
 CHANNELS_IN, CHANNELS_OUT = 6, 4
 
@@ -78,3 +78,29 @@ def test_maps_of_unknown_size_stay_products():
     model = network("MatMul", ["n", 3], False, True)
     linear_as_convolution(model)
     assert [node.op_type for node in model.graph if node.name == "layer"] == ["MatMul"]
+
+
+def test_signed_codes_become_unsigned_ones_of_the_same_values():
+    rng = np.random.default_rng(0)
+    constants = {"step": np.float32(0.05), "zero": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [400])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [400])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    x = rng.uniform(-8, 8, 400).astype(np.float32)  # codes end at 0.05 * 127
+    (signed,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    model = ir.serde.deserialize_model(proto)
+    unsigned_codes(model)
+    proto = ir.serde.serialize_model(model)
+    (unsigned,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    np.testing.assert_array_equal(signed, unsigned)
+    (zero,) = (each for each in proto.graph.initializer if each.name == "zero")
+    assert numpy_helper.to_array(zero).dtype == np.uint8

@@ -14,11 +14,8 @@ from bevquant.deploy.pack import (
     set_constant,
 )
 from bevquant.deploy.rules import PRODUCTS
+from bevquant.deploy.sink import only_consumer, sink, sink_pair
 from bevquant.deploy.split import scopes, split
-
-MOVES = ("Pad", "Gather", "Reshape")
-"""Operators that move elements: what they do to codes they do to the values as well. Not
-Transpose, behind which OpenVINO does not find the codes."""
 
 CALL = "#"
 """The second product of a layer that is called repeatedly is named after it, with ``#1``."""
@@ -56,7 +53,7 @@ def finish(
         _turn_weight(node)
     # Weights first: an input that layers share is quantized once, in the code of one of them.
     inner = [node for node in dequantizes if node not in stored]
-    last = [*stored, *(_sink(node) if moves_codes else node for node in inner)]
+    last = [*stored, *map(sink if moves_codes else sink_pair, inner)]
     named: dict[ir.Node, str] = {}
     of_quantized = [(node, product) for node in last for product in node.outputs[0].consumers()]
     for node, product in [*of_quantized, *((node, node) for node in model.graph)]:
@@ -89,61 +86,12 @@ def _main_module(node: ir.Node) -> str:
     return path[1] if len(path) > 2 else ""
 
 
-def _sink(node: ir.Node) -> ir.Node:
-    """Move a DequantizeLinear behind the operators that only move elements.
-
-    A sparse convolution so gathers rows of bytes; and every engine finds the step next to
-    the product, where it fuses the two.
-
-    Args:
-        node: dequantizes per tensor.
-
-    Returns:
-        The DequantizeLinear in its new place, or ``node`` where it stays.
-    """
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    while (mover := _only_consumer(node)) is not None and _moves(mover, node.outputs[0]):
-        codes, scale, zero_point = node.inputs
-        (moved,) = mover.outputs
-        mover.replace_input_with(0, codes)
-        if mover.op_type == "Pad":
-            mover.resize_inputs(max(3, len(mover.inputs)))
-            mover.replace_input_with(2, zero_point)
-        after = ir.node("DequantizeLinear", [None, scale, zero_point], name=node.name)
-        (values,) = after.outputs
-        values.shape, values.dtype = moved.shape, ir.DataType.FLOAT
-        moved.replace_all_uses_with(values)
-        after.replace_input_with(0, moved)
-        moved.type = codes.type if codes is not None else None
-        graph.remove(node, safe=True)
-        graph.insert_after(mover, after)
-        node = after
-    return node
-
-
-def _only_consumer(node: ir.Node) -> ir.Node | None:
-    consumers = list(node.outputs[0].uses())
-    return consumers[0].node if len(consumers) == 1 else None
-
-
-def _moves(node: ir.Node, value: ir.Value) -> bool:
-    """Return whether ``node`` only moves the elements of ``value``, and adds none but zeros."""
-    if node.op_type not in MOVES or node.inputs[0] is not value:
-        return False
-    if node.op_type != "Pad":
-        return True
-    fill = node.inputs[2] if len(node.inputs) > 2 else None
-    zeros = fill is None or (fill.is_initializer() and not constant(fill).any())
-    return zeros and node.attributes.get_string("mode", "constant") == "constant"
-
-
 def _turn_weight(node: ir.Node) -> None:
     """Apply Transpose and Reshape behind the dequantized weight to its codes."""
     graph, weight = node.graph, node.inputs[0]
     assert isinstance(graph, ir.Graph)
     assert weight is not None
-    while len(weight.uses()) == 1 and (turn := _only_consumer(node)) is not None:
+    while len(weight.uses()) == 1 and (turn := only_consumer(node)) is not None:
         codes, axis = constant(weight), node.attributes.get_int("axis")
         if turn.op_type == "Transpose":
             order = list(turn.attributes.get_ints("perm"))

@@ -12,6 +12,7 @@ from onnx_ir.tape import Tape
 
 from bevquant.deploy.graph import PART
 from bevquant.deploy.pack import constant, set_constant
+from bevquant.deploy.rules import QUANTIZERS
 
 CHANNELS_FIRST = (0, 3, 1, 2)
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -96,6 +97,25 @@ def _with_bias(product: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
         if other is not None and other.is_initializer() and len(other.shape or ()) == 1:
             return uses[0].node.outputs[0], [other]
     return output, []
+
+
+def unsigned_codes(model: ir.Model) -> None:
+    """Write signed activations as unsigned ones with zero point 128; same numbers.
+
+    ONNX Runtime on x86 merges no convolution of signed activations, and without VNNI
+    OpenVINO 2026.4 computes some of them wrongly: their sums saturate.
+    """
+    zero_points = {
+        node.inputs[2]
+        for node in model.graph
+        if node.op_type in QUANTIZERS
+        and len(node.inputs) > 2
+        and node.inputs[0] is not None
+        and not node.inputs[0].is_initializer()
+    }
+    for value in zero_points:
+        if value is not None and value.dtype == ir.DataType.INT8:
+            set_constant(value, (constant(value).astype(np.int16) + 128).astype(np.uint8))
 
 
 def gemm_as_product(model: ir.Model) -> None:

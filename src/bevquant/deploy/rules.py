@@ -70,14 +70,6 @@ def at_most_8_bits(product: Product) -> str | None:
     return None
 
 
-def unsigned_convolutions(product: Product) -> str | None:
-    """ONNX Runtime on x86 merges no convolution of signed activations."""
-    if product.node.op_type != "Conv":
-        return None
-    signed = any(o and not o.weight and o.codes == ir.DataType.INT8 for o in product.operands)
-    return "signed activations; export with target 'onnxruntime'" if signed else None
-
-
 def one_weight(product: Product) -> str | None:
     """OpenVINO on x86 runs products of two activations in float, merged with a softmax or not."""
     weights = [operand for operand in product.operands if operand and operand.weight]
@@ -85,10 +77,14 @@ def one_weight(product: Product) -> str | None:
 
 
 def transposed_from_zero(product: Product) -> str | None:
-    """OpenVINO has integer transposed convolutions only of inputs that are nowhere negative."""
-    shifted = product.operands[0] is not None and product.operands[0].zero_point
+    """OpenVINO has integer transposed convolutions only of inputs that are nowhere negative.
+
+    Signed codes are turned into unsigned ones with a zero point when a file is loaded.
+    """
+    rows = product.operands[0]
+    shifted = rows is not None and (rows.zero_point or rows.codes == ir.DataType.INT8)
     if product.node.op_type == "ConvTranspose" and shifted:
-        return "a transposed convolution whose input has a zero point; put it behind a ReLU"
+        return "a transposed convolution of an input with a zero point; ReLU before it, or unsigned"
     return None
 
 

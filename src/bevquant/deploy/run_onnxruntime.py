@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from bevquant.deploy.compiled import Arithmetic, Array, Compiled, Run
 from bevquant.deploy.installed import engine_package
-from bevquant.deploy.placement import gemm_as_product, wide_weights_as_float
+from bevquant.deploy.placement import gemm_as_product, unsigned_codes, wide_weights_as_float
 from bevquant.errors import BevquantError
 
 INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")
@@ -29,6 +29,7 @@ def compile_onnxruntime(model: ir.Model, threads: int, arithmetic: Arithmetic) -
         BevquantError: ONNX Runtime is missing or too old, or ``arithmetic`` is bfloat16.
     """
     _only_float(arithmetic)
+    unsigned_codes(model)
     gemm_as_product(model)
     wide_weights_as_float(model)
     if _sums_rows(model):

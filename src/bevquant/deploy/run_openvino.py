@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from bevquant.deploy.compiled import Arithmetic, Array, Compiled
 from bevquant.deploy.installed import engine_package
-from bevquant.deploy.placement import has_vnni, linear_as_convolution
+from bevquant.deploy.placement import has_vnni, linear_as_convolution, unsigned_codes
 from bevquant.errors import BevquantError
 
 INTEGER_PRECISIONS = ("u8", "i8")
@@ -23,6 +23,7 @@ def compile_openvino(model: ir.Model, threads: int, arithmetic: Arithmetic) -> C
     openvino = engine_package("openvino")
     if arithmetic == "bf16" and not has_bf16():
         raise BevquantError("OpenVINO computes in bfloat16 only where the processor does")
+    unsigned_codes(model)
     if not has_vnni():
         linear_as_convolution(model)
     core = openvino.Core()

@@ -19,7 +19,7 @@ class Target:
         name: what it is called on the command line.
         scheme: that a model must have been quantized with.
         weight_bits: that weights are stored in; others take the room of the next more.
-        moves_codes: whether operators that only move elements move codes, not floats.
+        moves_codes: whether operators that only move elements move codes; floats otherwise.
         rules: what keeps a product from running in integers.
         note: what a reader of any table about it must know.
     """
@@ -60,7 +60,6 @@ TARGETS: Mapping[str, Target] = {
             rules=(
                 rules.quantized,
                 rules.at_most_8_bits,
-                rules.unsigned_convolutions,
                 rules.not_transposed,
                 rules.quantized_output,
             ),
