@@ -9,10 +9,10 @@ from bevquant.deploy.pack import constant
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-PASSES = ("Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
+CLIPS = ("Relu", "Clip")
+PASSES = (*CLIPS, "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
 """What ONNX Runtime merges into the convolution before it, or moves a QuantizeLinear over."""
 
-NARROW = (ir.DataType.INT2, ir.DataType.INT4, ir.DataType.INT8, ir.DataType.UINT8)
 WIDE = (ir.DataType.INT16, ir.DataType.UINT16)
 
 
@@ -95,17 +95,25 @@ def not_transposed(product: Product) -> str | None:
 
 
 def quantized_output(product: Product) -> str | None:
-    """ONNX Runtime merges a convolution only together with the quantization of its output."""
+    """ONNX Runtime merges a convolution only together with the quantization of its output.
+
+    A ReLU between the two must be what the grid does anyway: its zero point is 0.
+    """
     if product.node.op_type != "Conv":
         return None
     (output,) = product.node.outputs
-    readers = list(output.consumers())
+    readers, clipped = list(output.consumers()), False
     while len(readers) == 1 and readers[0].op_type in PASSES:
+        clipped |= readers[0].op_type in CLIPS
         (output,) = readers[0].outputs
         readers = list(output.consumers())
     if all(reader.op_type == "QuantizeLinear" for reader in readers):
         grids = {tuple(_number(value) for value in reader.inputs[1:]) for reader in readers}
         if len(grids) == 1 and not output.is_graph_output():
+            zero_point = readers[0].inputs[2]
+            unsigned = zero_point is not None and zero_point.dtype == ir.DataType.UINT8
+            if clipped and not (unsigned and _number(zero_point) == 0):
+                return "its output is quantized with a zero point in spite of a ReLU"
             return None
     return "its output is not quantized: what reads it is no quantized layer, or several grids"
 
