@@ -1,4 +1,5 @@
 import re
+import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -119,3 +120,20 @@ def test_inputs_of_another_type_are_refused(file, inputs):
 def test_bfloat16_is_refused_where_it_would_be_float32(file):
     with pytest.raises(BevquantError, match="bfloat16"):
         open_engine(file, arithmetic="bf16")
+
+
+def test_signals_still_arrive_after_files_were_opened_and_dropped(file):
+    """As the end of a data loader's worker does while faulthandler is on, in any test run."""
+    script = (
+        "import faulthandler, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from bevquant.deploy.engines import open_engine\n"
+        "faulthandler.enable()\n"
+        "for _ in range(3):\n"
+        "    before = globals().get('kept')\n"
+        "    kept = open_engine(Path(sys.argv[1]))\n"
+        "del before, kept\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, file], check=False).returncode == 7

@@ -30,7 +30,8 @@ def slow(outputs: torch.Tensor, float_outputs: torch.Tensor) -> float:
 
 
 def run(ledger: Path, result: Path) -> None:
-    """What a process does that may be killed."""
+    """What a forked process does that may be killed."""
+    torch.set_num_threads(1)  # the threads of the parent's pool do not come along
     front = search(quantized(), batches(), error=slow, ledger=ledger, strategy=SMALL)
     write_json(result, described(front))
 

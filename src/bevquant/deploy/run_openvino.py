@@ -1,6 +1,7 @@
 """OpenVINO on the CPU."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import onnx_ir as ir
@@ -20,13 +21,12 @@ def compile_openvino(model: ir.Model, threads: int, arithmetic: Arithmetic) -> C
     Raises:
         BevquantError: OpenVINO is missing or too old, or the processor has no bfloat16.
     """
-    openvino = engine_package("openvino")
+    core = _core(engine_package("openvino"))
     if arithmetic == "bf16" and not has_bf16():
         raise BevquantError("OpenVINO computes in bfloat16 only where the processor does")
     unsigned_codes(model)
     if not has_vnni():
         linear_as_convolution(model)
-    core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(ir.serde.serialize_model(model).SerializeToString()),
         "CPU",
@@ -53,8 +53,18 @@ def compile_openvino(model: ir.Model, threads: int, arithmetic: Arithmetic) -> C
 
 def has_bf16() -> bool:
     """Return whether OpenVINO computes in bfloat16 on this processor."""
-    core = engine_package("openvino").Core()
+    core = _core(engine_package("openvino"))
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """Return the one runtime of this process.
+
+    A second one that is freed leaves the process an alternate signal stack that is freed too:
+    the next signal that Python handles ends the process.
+    """
+    return openvino.Core()
 
 
 def _integer_products(compiled: Any) -> set[str]:
