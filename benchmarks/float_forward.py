@@ -27,6 +27,7 @@ from bevquant.data.frame import Batch
 from bevquant.memory import keep_freed_memory
 from bevquant.models.bevfusion import FULL, BEVFusion, NetworkInput
 from bevquant.models.bevfusion import depth_lss as module
+from bevquant.models.bevfusion import lift_splat
 from bevquant.models.bevfusion.bev_pool import bev_pool
 from bevquant.provenance import cpu_name
 
@@ -108,7 +109,7 @@ def forward(model: BEVFusion, batch: Batch, *, reference: bool) -> None:
         model(batch)
         return
     with (
-        patch.object(module, "bev_pool", reference_pool),
+        patch.object(lift_splat, "bev_pool", reference_pool),
         patch.object(module.DepthLSSTransform, "geometry", reference_geometry),
     ):
         model(batch)

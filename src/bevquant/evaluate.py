@@ -14,6 +14,7 @@ from bevquant.metrics.detection import DetectionMetrics, evaluate_submission, su
 from bevquant.metrics.occupancy import Mask, OccupancyMetrics, VoxelIoU
 from bevquant.metrics.segmentation import MapIoU, SegmentationMetrics
 from bevquant.models.bevfusion import BEVFusion
+from bevquant.models.camera import CameraDetector
 from bevquant.models.occupancy import BEVOccupancy
 from bevquant.models.segmentation import BEVSegmentation
 from bevquant.progress import track
@@ -27,7 +28,7 @@ Prediction = tuple[str, Boxes]
 """A sample token and the boxes predicted for it, in the LiDAR frame."""
 
 
-def float_predictor(model: BEVFusion) -> Predictor:
+def float_predictor(model: BEVFusion | CameraDetector) -> Predictor:
     """Return the predictor that runs ``model`` as it is, on its own device, in eval mode."""
     model.eval()
     device = next(model.parameters()).device
@@ -114,7 +115,7 @@ def measure(
         return evaluate_map(model, dataset, preprocess, description=description)
     if isinstance(model, BEVOccupancy):
         return evaluate_occupancy(model, dataset, preprocess, description=description)
-    assert isinstance(model, BEVFusion)
+    assert isinstance(model, BEVFusion | CameraDetector)
     return evaluate(float_predictor(model), dataset, preprocess, description=description)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bevquant.data.world.settings import WorldSettings
 from bevquant.errors import BevquantError
-from bevquant.train.settings import TailSettings, TrainSettings
+from bevquant.train.settings import DetectorSettings, TailSettings, TrainSettings
 
 
 class TrainRecipe(BaseModel):
@@ -28,6 +28,24 @@ class TrainRecipe(BaseModel):
     model: Literal["bevfusion_small"]
     world: WorldSettings
     train: TrainSettings
+
+
+class CameraRecipe(BaseModel):
+    """How a shipped camera-only detector is made from the shipped BEVFusion's image branch.
+
+    Attributes:
+        name: name of the experiment, of its run folder and of the checkpoint.
+        model: the network.
+        world: the generated data set; its validation split is measured.
+        train: the optimisation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model: Literal["bevdepth4d_small"]
+    world: WorldSettings
+    train: DetectorSettings
 
 
 class TailRecipe(BaseModel):

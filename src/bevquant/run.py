@@ -20,20 +20,21 @@ from bevquant.files import read_json
 from bevquant.memory import keep_freed_memory
 from bevquant.metrics.agreement import CERTAIN
 from bevquant.models.bevfusion import SMALL, BEVFusion
-from bevquant.models.weights import load_encoder, load_weights
-from bevquant.models.zoo import DENSE, DETECTORS, shipped
+from bevquant.models.camera import CameraDetector
+from bevquant.models.weights import load_camera, load_encoder, load_weights
+from bevquant.models.zoo import CAMERA, DENSE, DETECTORS, Network, shipped
 from bevquant.progress import console
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import quantize
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
-from bevquant.recipe import TailRecipe, TrainRecipe, load_recipe, read_recipe
+from bevquant.recipe import CameraRecipe, TailRecipe, TrainRecipe, load_recipe, read_recipe
 from bevquant.report.above import draw_map, draw_voxels
 from bevquant.report.look import draw_frame
 from bevquant.train.fused import train_tail
 from bevquant.train.loop import train
-from bevquant.train.settings import OptimSettings
+from bevquant.train.settings import DetectorSettings, OptimSettings
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -60,14 +61,18 @@ def train_from(path: Path, out: Path | None, jobs: int) -> None:
     """Train as the recipe at ``path`` says; continues a stopped run.
 
     Args:
-        path: of a detector, or of a dense network on the shipped detector's encoder.
+        path: of a BEVFusion, or of another network that starts with parts of the shipped one.
         out: run folder, ``runs/NAME`` by default.
         jobs: processes that generate the data.
 
     Raises:
         BevquantError: the recipe is invalid, or the folder belongs to another run.
     """
-    if read_recipe(path).get("model") in DENSE:
+    model = read_recipe(path).get("model")
+    if model in CAMERA:
+        camera = load_recipe(path, CameraRecipe)
+        run_camera_training(camera, out or Path("runs") / camera.name, jobs)
+    elif model in DENSE:
         tail = load_recipe(path, TailRecipe)
         run_tail_training(tail, out or Path("runs") / tail.name, jobs)
     else:
@@ -79,16 +84,16 @@ def run_training(recipe: TrainRecipe, out: Path, jobs: int) -> None:
     """Train the small detector as the recipe says, in the run folder ``out``."""
     net = DETECTORS[recipe.model]
     _start_training(recipe.world, recipe.train, out, jobs)
-    train_set = net.dataset(out / "world", VERSION, "world_train")
-    train_set.check_points(net.preprocess)
-    train(
-        net.build(),
-        net.preprocess,
-        train_set=train_set,
-        val_set=net.dataset(out / "world", VERSION, "world_val"),
-        settings=recipe.train,
-        run_folder=out,
-    )
+    _train(net, net.build(), recipe.train, out)
+
+
+def run_camera_training(recipe: CameraRecipe, out: Path, jobs: int) -> None:
+    """Train a camera-only detector, its image branch trained before, in the run folder ``out``."""
+    net = CAMERA[recipe.model]
+    _start_training(recipe.world, recipe.train, out, jobs)
+    model = net.build()
+    load_camera(model.camera, SHIPPED)
+    _train(net, model, recipe.train, out)
 
 
 def run_tail_training(recipe: TailRecipe, out: Path, jobs: int) -> None:
@@ -105,6 +110,24 @@ def run_tail_training(recipe: TailRecipe, out: Path, jobs: int) -> None:
         train_set=train_set,
         val_set=net.dataset(out / "world", VERSION, "world_val"),
         settings=recipe.train,
+        run_folder=out,
+    )
+
+
+def _train(
+    net: Network[BEVFusion] | Network[CameraDetector],
+    model: BEVFusion | CameraDetector,
+    settings: DetectorSettings,
+    out: Path,
+) -> None:
+    train_set = net.dataset(out / "world", VERSION, "world_train")
+    train_set.check_points(net.preprocess)
+    train(
+        model,
+        net.preprocess,
+        train_set=train_set,
+        val_set=net.dataset(out / "world", VERSION, "world_val"),
+        settings=settings,
         run_folder=out,
     )
 

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bevquant.box_error import QueryBoxError
+from bevquant.box_error import AssignedBoxError, QueryBoxError
 from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import Preprocess, collate
 from bevquant.metrics.agreement import MapError, OccupancyError
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.bevfusion.losses import LossSettings
+from bevquant.models.camera import CameraDetector
 from bevquant.models.dense import DenseNetwork
 from bevquant.models.occupancy import BEVOccupancy
 from bevquant.models.segmentation import BEVSegmentation
@@ -71,13 +72,13 @@ def shipped_task(
     return Task(batches, loss=task_loss, validation=validation)
 
 
-def load_shipped(name: str) -> BEVFusion | DenseNetwork:
+def load_shipped(name: str) -> BEVFusion | CameraDetector | DenseNetwork:
     """Return a network with the weights that come with the package, in evaluation mode.
 
     Raises:
         BevquantError: none do, under this name.
     """
-    model: BEVFusion | DenseNetwork = network(name).load(shipped(name))
+    model: BEVFusion | CameraDetector | DenseNetwork = network(name).load(shipped(name))
     return model
 
 
@@ -90,7 +91,7 @@ def task_loss(model: nn.Module, batch: Batch) -> Tensor:
     if isinstance(model, BEVFusion):
         terms = loss_terms(LossSettings())(model, batch)
     else:
-        assert isinstance(model, DenseNetwork)
+        assert isinstance(model, CameraDetector | DenseNetwork)
         terms = model.losses(model(batch), batch)
     return torch.stack(list(terms.values())).sum()
 
@@ -102,6 +103,8 @@ def task_error(model: nn.Module) -> Callable[[Any, Any], float]:
     """
     if isinstance(model, BEVFusion):
         return QueryBoxError(model.config.bbox_head)
+    if isinstance(model, CameraDetector):
+        return AssignedBoxError(model.decode)
     if isinstance(model, BEVSegmentation):
         return MapError(model.decode)
     assert isinstance(model, BEVOccupancy)

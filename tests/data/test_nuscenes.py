@@ -278,3 +278,24 @@ def test_points_of_an_object_fall_on_it_in_the_real_images(real: NuScenesDataset
             assert (Delaunay(outline).find_simplex(pixels) >= 0).all()
             checked += len(inside)
     assert checked > 500
+
+
+def test_images_of_the_key_frame_before(tiny_world: Path) -> None:
+    plain = NuScenesDataset(tiny_world, VERSION, "world_train", sweeps=0)
+    both = NuScenesDataset(tiny_world, VERSION, "world_train", sweeps=0, past_images=1)
+    first, second = both.frame(0), both.frame(1)
+    before, now = plain.frame(0), plain.frame(1)
+    assert len(second.images) == 12
+    for i in range(6):
+        np.testing.assert_array_equal(second.images[i], now.images[i])
+        np.testing.assert_array_equal(second.images[6 + i], before.images[i])
+    np.testing.assert_array_equal(second.intrinsics[6:], before.intrinsics)
+    # A point of the world that the earlier camera saw, by way of the LiDAR of its own time.
+    point = lidar2global(now) @ np.array([3.0, 9.0, -1.0, 1.0])
+    then = before.lidar2camera @ np.linalg.inv(lidar2global(before)) @ point
+    np.testing.assert_allclose(second.lidar2camera[6:] @ [3.0, 9.0, -1.0, 1.0], then, atol=1e-9)
+    moved = lidar2global(now)[:2, 3] - lidar2global(before)[:2, 3]
+    assert np.linalg.norm(moved) > 0.5
+    # The first key frame of a scene stands in for the one before.
+    np.testing.assert_array_equal(first.images[7], before.images[1])
+    np.testing.assert_array_equal(first.lidar2camera[6:], before.lidar2camera)

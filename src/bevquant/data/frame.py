@@ -67,9 +67,11 @@ class Frame:
 
     Attributes:
         token: nuScenes sample token.
-        images: one uint8 [H, W, 3] RGB array per camera, in the order of :data:`CAMERAS`.
+        images: one uint8 [H, W, 3] RGB array per view: the cameras in the order of
+            :data:`CAMERAS`, then the same cameras at earlier key frames, if asked for.
         intrinsics: float64 [N, 3, 3], of the images as stored.
-        lidar2camera: float64 [N, 4, 4], ego motion between the two exposures included.
+        lidar2camera: float64 [N, 4, 4], from this key frame's LiDAR; ego motion between the
+            two exposures included.
         points: float32 [P, 5]: x, y, z, intensity 0..255, seconds before the key frame;
             sweeps are already moved into the key frame's LiDAR frame.
         lidar2ego: float64 [4, 4].
@@ -97,7 +99,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Batch:
-    """B preprocessed frames with N cameras, ready for a network.
+    """B preprocessed frames with N views, ready for a network.
 
     Attributes:
         images: float32 [B, N, 3, H, W], normalised RGB.
@@ -128,6 +130,12 @@ class Batch:
     boxes: tuple[Boxes, ...] | None = None
     map_masks: Tensor | None = None
     occupancy: Occupancy | None = None
+
+    def views(self, chosen: slice) -> Self:
+        """Return the same batch with some of its N views."""
+        names = ("images", "lidar2image", "intrinsics", "camera2lidar", "image_augmentation")
+        parts: dict[str, Any] = {name: getattr(self, name)[:, chosen] for name in names}
+        return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same batch with every network input on ``device``."""

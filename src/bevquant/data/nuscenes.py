@@ -33,6 +33,8 @@ class NuScenesDataset:
         split: the name of the split.
         sweeps: how many earlier LiDAR sweeps a frame gets at most (fewer at the start of
             a scene).
+        past_images: of how many earlier key frames a frame gets the images too; where a scene
+            begins its first key frame stands in for them.
         beam_step: 1 for all LiDAR beams; 2 keeps every other ring, as an ablation.
         tokens: sample tokens in the order of the sample table.
 
@@ -49,6 +51,7 @@ class NuScenesDataset:
         split: str,
         *,
         sweeps: int,
+        past_images: int = 0,
         limit: int | None = None,
         beam_step: int = 1,
         map_grid: MapGrid | None = None,
@@ -62,6 +65,7 @@ class NuScenesDataset:
         self.devkit: NuScenes = open_tables(root, version)
         self.split = split
         self.sweeps = sweeps
+        self.past_images = past_images
         self.beam_step = beam_step
         self.tokens: tuple[str, ...] = split_tokens(self.devkit, split)[:limit]
         self._folder = root / version
@@ -137,7 +141,7 @@ class NuScenesDataset:
         token = self.tokens[index]
         lidar2ego, ego2global = self.poses(token)
         lidar2global = ego2global @ lidar2ego
-        cameras = [self._key_record(token, camera) for camera in CAMERAS]
+        cameras = self._camera_records(token)
         annotated = bool(self.devkit.sample_annotation)
         boxes, boxes_points = self._boxes(token, rigid_inverse(lidar2global))
         return Frame(
@@ -229,8 +233,8 @@ class NuScenesDataset:
 
     def _files(self) -> Iterator[Path]:
         for token in self.tokens:
-            for camera in CAMERAS:
-                yield self._path(self._key_record(token, camera))
+            for record in self._camera_records(token):
+                yield self._path(record)
             for record in self._lidar_records(token):
                 yield self._path(record)
             yield from self._labels.voxel_files(self._place(token)[1], token)
@@ -240,6 +244,13 @@ class NuScenesDataset:
         """Return location and scene of a sample, by name."""
         scene = self._get("scene", self._get("sample", token)["scene_token"])
         return str(self._get("log", scene["log_token"])["location"]), str(scene["name"])
+
+    def _camera_records(self, token: str) -> list[dict[str, Any]]:
+        """List the ``sample_data`` of a sample's cameras, then those of the samples before."""
+        samples = [token]
+        for _ in range(self.past_images):
+            samples.append(self._get("sample", samples[-1])["prev"] or samples[-1])
+        return [self._key_record(sample, camera) for sample in samples for camera in CAMERAS]
 
     def _lidar_records(self, token: str) -> list[dict[str, Any]]:
         """List the ``sample_data`` of a sample's LiDAR and its earlier sweeps, newest first."""

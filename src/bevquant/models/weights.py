@@ -3,7 +3,7 @@
 Nothing is ever loaded with silent gaps: names and shapes must match exactly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,9 @@ from bevquant.errors import BevquantError
 from bevquant.files import atomic_path
 from bevquant.models.bevfusion.encoder import FUSING, REFINING, BEVEncoder
 from bevquant.models.pickled import read_state
+
+IMAGE_BRANCH = ("img_backbone", "img_neck")
+"""Main modules that turn images into features."""
 
 LISTED = 5
 """Names that an error spells out of a longer list."""
@@ -72,11 +75,20 @@ def load_encoder(model: BEVEncoder, path: Path) -> None:
     Raises:
         BevquantError: the file is missing, damaged, or of another encoder.
     """
-    names = (*FUSING, *REFINING)
-    encoder = nn.ModuleDict({name: model.get_submodule(name) for name in names})
-    state, _ = _read(path)
-    shared = {name: value for name, value in state.items() if name.partition(".")[0] in names}
-    load_state(encoder, shared, path)
+    _load_parts(model, (*FUSING, *REFINING), path)
+
+
+def load_camera(camera: nn.Module, path: Path) -> None:
+    """Load another network's image backbone and neck.
+
+    Args:
+        camera: holds ``img_backbone`` and ``img_neck``; its other modules stay as they are.
+        path: a file of :func:`save_weights`, of a BEVFusion.
+
+    Raises:
+        BevquantError: the file is missing, damaged, or its image branch is another.
+    """
+    _load_parts(camera, IMAGE_BRANCH, path)
 
 
 def import_checkpoint(module: nn.Module, path: Path, old_boxes: bool | None = None) -> None:
@@ -123,6 +135,13 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> 
     if differences:
         raise BevquantError(f"{source}: the weights of another model: {'; '.join(differences)}")
     module.load_state_dict(state, strict=True)
+
+
+def _load_parts(module: nn.Module, names: Sequence[str], path: Path) -> None:
+    parts = nn.ModuleDict({name: module.get_submodule(name) for name in names})
+    state, _ = _read(path)
+    shared = {name: value for name, value in state.items() if name.partition(".")[0] in names}
+    load_state(parts, shared, path)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -7,20 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from torch import nn
+
 from bevquant.data import preprocess
 from bevquant.data.labels import MapGrid
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import Preprocess
 from bevquant.errors import BevquantError
-from bevquant.models import bevfusion, occupancy, segmentation
+from bevquant.models import bevdepth, bevfusion, occupancy, segmentation
+from bevquant.models.bevdepth import BEVDepth
 from bevquant.models.bevfusion import BEVFusion
-from bevquant.models.bevfusion.encoder import BEVEncoder
+from bevquant.models.camera import CameraDetector
 from bevquant.models.dense import DenseNetwork
 from bevquant.models.occupancy import BEVOccupancy
 from bevquant.models.segmentation import BEVSegmentation
 from bevquant.models.weights import import_checkpoint, load_weights
 
-M = TypeVar("M", bound=BEVEncoder)
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Network(Generic[M]):
     Attributes:
         build: makes it, with random weights.
         preprocess: what becomes of a frame before it enters the network.
+        past_images: of how many earlier key frames it sees the images too.
         map_grid: cells of the map labels it is measured on, if it is.
         occupancy: whether it is measured on occupancy labels.
     """
 
     build: Callable[[], M]
     preprocess: Preprocess
+    past_images: int = 0
     map_grid: MapGrid | None = None
     occupancy: bool = False
 
@@ -65,6 +70,7 @@ class Network(Generic[M]):
             version,
             split,
             sweeps=self.preprocess.sweeps,
+            past_images=self.past_images,
             limit=limit,
             map_grid=self.map_grid,
             occupancy=self.occupancy,
@@ -75,6 +81,25 @@ DETECTORS = {
     "bevfusion": Network(partial(BEVFusion, bevfusion.FULL), preprocess.FULL),
     "bevfusion_small": Network(partial(BEVFusion, bevfusion.SMALL), preprocess.SMALL),
 }
+
+CAMERA: dict[str, Network[CameraDetector]] = {
+    "bevdepth4d": Network(
+        partial(BEVDepth, bevdepth.FULL),
+        Preprocess(
+            image_size=bevdepth.FULL.image_size,
+            image_resize=0.44,
+            point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+            sweeps=0,
+        ),
+        past_images=1,
+    ),
+    "bevdepth4d_small": Network(
+        partial(BEVDepth, bevdepth.SMALL),
+        preprocess.SMALL.model_copy(update={"sweeps": 0}),
+        past_images=1,
+    ),
+}
+"""Detectors without LiDAR; its points, of the key frame alone, only teach them depth."""
 
 DENSE: dict[str, Network[DenseNetwork]] = {
     "bevfusion_seg": Network(
@@ -95,7 +120,7 @@ DENSE: dict[str, Network[DenseNetwork]] = {
     ),
 }
 
-NETWORKS: dict[str, Network[Any]] = {**DETECTORS, **DENSE}
+NETWORKS: dict[str, Network[Any]] = {**DETECTORS, **CAMERA, **DENSE}
 
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"

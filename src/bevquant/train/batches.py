@@ -13,7 +13,7 @@ from bevquant.data.frame import Batch, Boxes, Frame
 from bevquant.data.preprocess import Preprocess, collate
 from bevquant.errors import BevquantError
 from bevquant.train.augment import augment
-from bevquant.train.settings import OptimSettings, TrainSettings
+from bevquant.train.settings import DetectorSettings, OptimSettings
 
 Part = TypeVar("Part")
 
@@ -93,7 +93,7 @@ class StepBatches(Dataset[tuple[Part, ...]], ABC, Generic[Part]):
 class TrainBatches(StepBatches[Batch]):
     """Augmented batches of sensor data with boxes."""
 
-    def __init__(self, frames: Frames, preprocess: Preprocess, settings: TrainSettings) -> None:
+    def __init__(self, frames: Frames, preprocess: Preprocess, settings: DetectorSettings) -> None:
         super().__init__(len(frames), settings)
         self.frames = frames
         self.preprocess = preprocess

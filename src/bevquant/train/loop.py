@@ -1,4 +1,4 @@
-"""Train a BEVFusion: AdamW, one learning-rate cycle, averaged weights, resumable."""
+"""Train a detector: AdamW, one learning-rate cycle, averaged weights, resumable."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from bevquant.evaluate import evaluate, float_predictor
 from bevquant.files import write_json
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.bevfusion.losses import LossSettings, losses
+from bevquant.models.camera import CameraDetector
 from bevquant.models.weights import save_weights
 from bevquant.progress import console, track
 from bevquant.provenance import provenance
@@ -24,7 +25,7 @@ from bevquant.train.checkpoint import State, resume, save
 from bevquant.train.curves import Curves, Row, draw
 from bevquant.train.ema import averaged
 from bevquant.train.parallel import Replicas
-from bevquant.train.settings import OptimSettings, TrainSettings
+from bevquant.train.settings import DetectorSettings, OptimSettings, TrainSettings
 
 REPORT_STEPS = 50
 
@@ -42,11 +43,11 @@ P = TypeVar("P", bound=Movable)
 
 
 def train(
-    model: BEVFusion,
+    model: BEVFusion | CameraDetector,
     preprocess: Preprocess,
     train_set: NuScenesDataset,
     val_set: NuScenesDataset | None,
-    settings: TrainSettings,
+    settings: DetectorSettings,
     *,
     run_folder: Path,
 ) -> None:
@@ -58,11 +59,11 @@ def train(
     ``weights.safetensors`` (the moving average) and ``card.json`` (where it comes from).
 
     Args:
-        model: freshly initialised; holds the averaged weights afterwards.
+        model: before its first step; holds the averaged weights afterwards.
         preprocess: of the network.
         train_set: frames to learn from.
         val_set: frames to measure the result on, or ``None``.
-        settings: everything else.
+        settings: everything else; :class:`~bevquant.train.settings.TrainSettings` for a BEVFusion.
         run_folder: made if absent.
 
     Raises:
@@ -79,7 +80,10 @@ def train(
         "train": settings.model_dump(mode="json"),
     }
     batches = TrainBatches(train_set, preprocess, settings)
-    seconds = run_steps(model.to(device), batches, loss_terms(settings.loss), identity, run_folder)
+    terms: Callable[[Any, Batch], dict[str, Tensor]] = camera_terms
+    if isinstance(settings, TrainSettings):
+        terms = loss_terms(settings.loss)
+    seconds = run_steps(model.to(device), batches, terms, identity, run_folder)
     card: dict[str, Any] = {
         **identity,
         "frames": len(train_set),
@@ -189,6 +193,13 @@ def loss_terms(settings: LossSettings) -> Callable[[BEVFusion, Batch], dict[str,
         return losses(model.config.bbox_head, output, batch.boxes, settings)
 
     return terms
+
+
+def camera_terms(model: CameraDetector, batch: Batch) -> dict[str, Tensor]:
+    """Run a camera-only detector on a batch down to the terms of its loss."""
+    with torch.autocast("cuda", torch.bfloat16, enabled=batch.images.is_cuda):
+        output = model(batch)
+    return model.losses(output, batch)
 
 
 def _describe(row: Row) -> str:

@@ -83,13 +83,21 @@ class TailSettings(OptimSettings):
     window: int | None = Field(default=None, ge=1)
 
 
-class TrainSettings(OptimSettings):
-    """Training of the whole detector.
+class DetectorSettings(OptimSettings):
+    """Training of a whole detector.
 
     Attributes:
-        loss: weights of the loss terms.
         augment: random changes of the training frames.
     """
 
-    loss: LossSettings = LossSettings()
     augment: AugmentSettings = AugmentSettings()
+
+
+class TrainSettings(DetectorSettings):
+    """Training of a BEVFusion.
+
+    Attributes:
+        loss: weights of the loss terms.
+    """
+
+    loss: LossSettings = LossSettings()

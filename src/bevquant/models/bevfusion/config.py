@@ -18,11 +18,13 @@ FEATURE_STRIDE = 8
 """Pixels per cell of the image features that are lifted (fixed by the depth branch)."""
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
+    """A part of a network's description."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SwinConfig(_Config):
+class SwinConfig(Config):
     """Image backbone: Swin transformer with 4 x 4 patches.
 
     Attributes:
@@ -41,15 +43,32 @@ class SwinConfig(_Config):
     mlp_ratio: int
     out_indices: tuple[int, ...]
 
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the returned maps."""
+        return tuple(self.embed_dims << i for i in self.out_indices)
 
-class ViewTransformConfig(_Config):
-    """Lift-splat view transform, by default with the LiDAR depth map as a second input.
+
+class LiftConfig(Config):
+    """Where image features are lifted to and pooled.
 
     Attributes:
         depth_bounds: first depth, end (exclusive) and step of the depth bins.
         x_bounds: limits and cell size of the pooled grid along x.
         y_bounds: the same along y.
         z_bounds: the same along z; one cell high.
+    """
+
+    depth_bounds: Bounds
+    x_bounds: Bounds
+    y_bounds: Bounds
+    z_bounds: Bounds
+
+
+class ViewTransformConfig(LiftConfig):
+    """Lift-splat view transform, by default with the LiDAR depth map as a second input.
+
+    Attributes:
         depth_channels: channels of the three layers that encode the depth map; ``None`` for a
             depth network of one layer that sees images only.
         hidden_channels: channels of the two inner layers of the depth network.
@@ -57,17 +76,13 @@ class ViewTransformConfig(_Config):
         downsample: 1, or 2 to halve the pooled grid with three convolutions.
     """
 
-    depth_bounds: Bounds
-    x_bounds: Bounds
-    y_bounds: Bounds
-    z_bounds: Bounds
     depth_channels: Triple | None
     hidden_channels: int
     out_channels: int
     downsample: int
 
 
-class VoxelConfig(_Config):
+class VoxelConfig(Config):
     """Voxels of the point cloud.
 
     Attributes:
@@ -85,7 +100,7 @@ class VoxelConfig(_Config):
     feature_scale: tuple[float, float, float, float, float]
 
 
-class SparseEncoderConfig(_Config):
+class SparseEncoderConfig(Config):
     """Sparse 3-D encoder of the voxels.
 
     Attributes:
@@ -102,7 +117,7 @@ class SparseEncoderConfig(_Config):
     out_channels: int
 
 
-class SecondConfig(_Config):
+class SecondConfig(Config):
     """BEV backbone.
 
     Attributes:
@@ -116,54 +131,65 @@ class SecondConfig(_Config):
     strides: tuple[int, ...]
 
 
-class SecondFPNConfig(_Config):
+class SecondFPNConfig(Config):
     """BEV neck.
 
     Attributes:
         channels: output channels per stage.
-        upsample: factor that brings each stage to the grid of the head.
+        upsample: factor that brings each stage to the grid of the output; one part of a
+            whole number where a stage is finer.
     """
 
     channels: tuple[int, ...]
-    upsample: tuple[int, ...]
+    upsample: tuple[int | float, ...]
 
 
-class HeadConfig(_Config):
-    """TransFusion head, its grid and its units.
+class HeadGridConfig(Config):
+    """The cells in which a head looks for objects.
 
     Cell (i, j) covers x from ``origin[0] + i * cell_size`` and y from
-    ``origin[1] + j * cell_size``; see :class:`~bevquant.models.bevfusion.transfusion.HeadOutput`
-    for the units of what the head predicts.
+    ``origin[1] + j * cell_size``.
 
     Attributes:
         grid: cells along x and y.
         origin: x and y of the corner of cell (0, 0).
         cell_size: side of a cell.
-        hidden_channels: channels of the queries.
-        num_proposals: queries per frame.
-        num_heads: attention heads.
-        ffn_channels: hidden channels of the decoder's feed-forward network.
-        prediction_channels: hidden channels of the prediction branches.
         num_classes: object classes.
-        point_classes: classes so small that neighbouring cells may both be objects; the
-            local-maximum suppression of the heat map spares them.
-        center_range: lowest and highest x, y, z of the bottom centre of a decoded box.
     """
 
     grid: tuple[int, int]
     origin: tuple[float, float]
     cell_size: float
+    num_classes: int = 10
+
+
+class HeadConfig(HeadGridConfig):
+    """TransFusion head.
+
+    See :class:`~bevquant.models.bevfusion.transfusion.HeadOutput` for the units of what it
+    predicts.
+
+    Attributes:
+        hidden_channels: channels of the queries.
+        num_proposals: queries per frame.
+        num_heads: attention heads.
+        ffn_channels: hidden channels of the decoder's feed-forward network.
+        prediction_channels: hidden channels of the prediction branches.
+        point_classes: classes so small that neighbouring cells may both be objects; the
+            local-maximum suppression of the heat map spares them.
+        center_range: lowest and highest x, y, z of the bottom centre of a decoded box.
+    """
+
     hidden_channels: int
     num_proposals: int
     num_heads: int
     ffn_channels: int
     prediction_channels: int
-    num_classes: int = 10
     point_classes: tuple[int, ...] = (8, 9)
     center_range: tuple[float, float, float, float, float, float]
 
 
-class EncoderConfig(_Config):
+class EncoderConfig(Config):
     """Everything from the sensors to the BEV features; all heads share it.
 
     Attributes:

@@ -73,9 +73,7 @@ class BEVEncoder(nn.Module):
         self.config = config
         swin, view = config.img_backbone, config.view_transform
         self.img_backbone = SwinTransformer(swin, config.image_size)
-        self.img_neck = GeneralizedLSSFPN(
-            [swin.embed_dims << i for i in swin.out_indices], config.neck_channels
-        )
+        self.img_neck = GeneralizedLSSFPN(swin.out_channels, config.neck_channels)
         transform = LSSTransform if view.depth_channels is None else DepthLSSTransform
         self.view_transform = transform(config.neck_channels, view, config.image_size)
         self.pts_middle_encoder = BEVFusionSparseEncoder(

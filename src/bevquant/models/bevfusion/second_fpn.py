@@ -29,7 +29,9 @@ class SECONDFPN(nn.Module):
         return torch.cat([block(x) for block, x in zip(self.deblocks, maps, strict=True)], 1)
 
 
-def _resample(in_channels: int, out_channels: int, factor: int) -> nn.Module:
-    if factor == 1:
-        return nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    return nn.ConvTranspose2d(in_channels, out_channels, factor, factor, bias=False)
+def _resample(in_channels: int, out_channels: int, factor: float) -> nn.Module:
+    if factor > 1:
+        up = round(factor)
+        return nn.ConvTranspose2d(in_channels, out_channels, up, up, bias=False)
+    down = round(1 / factor)
+    return nn.Conv2d(in_channels, out_channels, down, down, bias=False)

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bevquant.data.frame import Boxes
-from bevquant.models.bevfusion.config import HeadConfig
+from bevquant.models.bevfusion.config import HeadConfig, HeadGridConfig
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
@@ -27,7 +27,7 @@ LARGEST_LOG_SIZE = 5.0
 Floats = npt.NDArray[np.float64]
 
 
-def inside_grid(boxes: Boxes, config: HeadConfig) -> Boxes:
+def inside_grid(boxes: Boxes, config: HeadGridConfig) -> Boxes:
     """Return the boxes, on the CPU, whose centre lies in the head's grid."""
     values = boxes.values.cpu()
     cell = _cells(values, config).floor()
@@ -35,7 +35,7 @@ def inside_grid(boxes: Boxes, config: HeadConfig) -> Boxes:
     return Boxes(values[keep], boxes.labels.cpu()[keep])
 
 
-def encode(values: Tensor, config: HeadConfig) -> Tensor:
+def encode(values: Tensor, config: HeadGridConfig) -> Tensor:
     """Return the head's code of boxes [n, 9] as [n, 10].
 
     x and y in cells, z of the centre in metres, log of length, width and height, sin and
@@ -47,7 +47,7 @@ def encode(values: Tensor, config: HeadConfig) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def decode(codes: Tensor, config: HeadConfig) -> Tensor:
+def decode(codes: Tensor, config: HeadGridConfig) -> Tensor:
     """Return the boxes [n, 9] of codes [n, 10]: the inverse of :func:`encode`."""
     center = codes[:, :2] * config.cell_size + torch.tensor(config.origin)
     yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
@@ -71,7 +71,7 @@ def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
 
 
 def gaussian_heatmaps(
-    boxes: Sequence[Boxes], config: HeadConfig, overlap: float, min_radius: int
+    boxes: Sequence[Boxes], config: HeadGridConfig, overlap: float, min_radius: int
 ) -> Tensor:
     """Return the dense targets [B, classes, X, Y], 1 at the cell of every centre.
 
@@ -163,5 +163,5 @@ def footprints(boxes: Floats) -> npt.NDArray[np.object_]:
     return np.asarray(shapely.polygons(boxes[:, None, :2] + corners))
 
 
-def _cells(values: Tensor, config: HeadConfig) -> Tensor:
+def _cells(values: Tensor, config: HeadGridConfig) -> Tensor:
     return (values[:, :2] - torch.tensor(config.origin)) / config.cell_size
