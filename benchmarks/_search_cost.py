@@ -24,7 +24,7 @@ from bevquant.search.strategy import Problem
 EVERY = 12
 """Of the strategy's evaluations one in so many is compared with a plain pass."""
 REBUILT = 5
-WORKED = 16
+WORKED = 48
 """Genomes that are evaluated by one worker, and by two."""
 ROUNDS = 3
 
