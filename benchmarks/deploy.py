@@ -16,7 +16,6 @@ import _deploy_small
 import torch
 from _rows import conclude, parser
 
-from bevquant.deploy.placement import has_vnni
 from bevquant.provenance import cpu_name
 
 NETWORKS = {"full": _deploy_full.measure, "small": _deploy_small.measure}
@@ -32,8 +31,7 @@ def main() -> None:
     for name in given.only:
         with tempfile.TemporaryDirectory() as folder:
             rows += NETWORKS[name](Path(folder), given.rounds)
-    vnni = "with" if has_vnni() else "without"
-    conclude(f"deploy on {cpu_name()} ({vnni} VNNI)", rows, given.json)
+    conclude(f"deploy on {cpu_name()}", rows, given.json)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def test_bench_measures_files_on_the_same_frames(exported, tiny_world):
     original, quantized = bench(candidates, dataset, rounds=2, frames=1)
     assert quantized.file_bytes == exported.file.stat().st_size
     assert original.integer_layers == 0 < quantized.integer_layers < quantized.quantizable_layers
-    assert quantized.footprint.weight_bytes < 0.7 * original.footprint.weight_bytes
+    assert quantized.footprint.weight_bytes < 0.35 * original.footprint.weight_bytes
     for result in (original, quantized):
         assert len(result.latency.runs) == 2
         assert set(result.modules) == set(STAGE_OF)
@@ -244,7 +244,8 @@ def test_bench_measures_files_on_the_same_frames(exported, tiny_world):
             assert 0 < parts["other"] < 0.2 * result.network.runs[i]
         footprint = result.footprint
         assert footprint.load_seconds > 0
-        assert footprint.weight_bytes > original.file_bytes / 4
+        # The engine holds what the file does: nothing unfolds to a large constant at load.
+        assert 0.7 < footprint.weight_bytes / result.file_bytes < 1.2
         loaded, peak = footprint.loaded_bytes, footprint.peak_bytes
         assert loaded is None or 2**20 < loaded < peak < 2**32
 

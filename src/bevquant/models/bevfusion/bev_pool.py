@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bevquant.models.bevfusion.layers import zeros
+
 
 def bev_pool(
     depth: Tensor,
@@ -38,7 +40,7 @@ def bev_pool(
     weights = depth.index_select(0, points)
     if torch.compiler.is_exporting():
         features = context.index_select(0, pixels) * weights[:, None]
-        return context.new_zeros(num_cells, context.shape[1]).index_add(0, cells, features)
+        return zeros(num_cells, context, cells).index_add(0, cells, features)
     pooled = _weighted_sum(pixels, context.detach(), cells, weights, num_cells)
     # torch declares no types for Function.apply.
     route = (weights.detach(), pixels, cells)

@@ -1,5 +1,6 @@
-"""Two small building blocks that several main modules share."""
+"""Small building blocks that several main modules share."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,3 +28,15 @@ class FFN(nn.Module):
         """Return ``residual + layers(x)``; both [..., channels]."""
         y: Tensor = self.layers(x)
         return residual + y
+
+
+def zeros(rows: int, like: Tensor, index: Tensor) -> Tensor:
+    """Return zeros [rows, channels of ``like``] that the rows of ``index`` [K] are put into.
+
+    In an export they hang on ``index``. Otherwise an engine keeps them as a constant; those
+    of the public network are larger than all its 8-bit weights together.
+    """
+    if not torch.compiler.is_exporting():
+        return like.new_zeros(rows, like.shape[1])
+    never = index.sum() < 0
+    return never.to(like.dtype).expand(rows, like.shape[1])

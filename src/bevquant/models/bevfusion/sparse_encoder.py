@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from bevquant.models.bevfusion.config import SparseEncoderConfig, Triple
+from bevquant.models.bevfusion.layers import zeros
 from bevquant.models.bevfusion.sparse import (
     Pairs,
     Sites,
@@ -114,7 +115,7 @@ class BEVFusionSparseEncoder(nn.Module):
         *_, last = self.stages(features, rules)
         last = self.conv_out(last, rules[-1])
         size_x, size_y, size_z = self.out_shape
-        dense = last.new_zeros(frames * size_x * size_y * size_z, last.shape[1])
+        dense = zeros(frames * size_x * size_y * size_z, last, sites)
         dense = dense.index_put((sites,), last).view(frames, size_x, size_y, size_z, -1)
         bev: Tensor = dense.permute(0, 4, 3, 1, 2).flatten(1, 2)
         return bev

@@ -60,12 +60,11 @@ class WindowMSA(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
         bias = bias.permute(2, 0, 1)
-        scores = self.q_k_matmul(q * self.scale, k.transpose(-2, -1))
-        if mask is None:
-            scores = scores + bias
-        else:
+        scores = self.q_k_matmul(q * self.scale, k.transpose(-2, -1)) + bias
+        if mask is not None:
+            # Not the sum of mask and bias: an engine would keep it, heads times the mask.
             windows = scores.view(-1, len(mask), heads, tokens, tokens)
-            scores = (windows + (mask[:, None] + bias)).view(count, heads, tokens, tokens)
+            scores = (windows + mask[:, None]).view(count, heads, tokens, tokens)
         y = self.attn_v_matmul(scores.softmax(-1), v)
         out: Tensor = self.proj(y.transpose(1, 2).reshape(count, tokens, channels))
         return out
