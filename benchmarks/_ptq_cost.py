@@ -9,9 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from _rows import Row
+from _rows import Row, of_runs
 from float_forward import GIB, Alone, forward_memory, frame, network, peak_bytes, seconds
 
 from bevquant.data import preprocess
@@ -37,16 +36,30 @@ BATCHES = 2
 def cost_rows() -> Sequence[Row]:
     """Return a row for each claim; minutes, and some GiB for the full network."""
     return [
-        _row(
-            "simulated W8A8 forward, small network: part of float", 1.1, Alone()(simulated_forward)
+        of_runs(
+            "simulated W8A8 forward, small network: part of float",
+            "at most",
+            1.1,
+            Alone()(simulated_forward),
         ),
-        _row("stage 1, full network: time, part of float forward passes", 1.3, Alone()(stage_1)),
-        _row(
+        of_runs(
+            "stage 1, full network: time, part of float forward passes",
+            "at most",
+            1.3,
+            Alone()(stage_1),
+        ),
+        of_runs(
             "stage 1, full network: peak memory, part of a float forward pass",
+            "at most",
             1.3,
             [Alone()(stage_1_memory) / Alone()(forward_memory)],
         ),
-        _row("stage 2, five bit pairs, small network: passes of 20 frames", 15, Alone()(stage_2)),
+        of_runs(
+            "stage 2, five bit pairs, small network: passes of 20 frames",
+            "at most",
+            15,
+            Alone()(stage_2),
+        ),
     ]
 
 
@@ -101,8 +114,3 @@ def stage_1_memory() -> float:
     model = quantize(network(), W8A8)
     calibrate(model, [frame()] * BATCHES)
     return peak_bytes() / GIB
-
-
-def _row(figure: str, goal: float, values: Sequence[float]) -> Row:
-    low, median, high = np.percentile(values, (25, 50, 75))
-    return Row(figure, "at most", goal, float(median), float(high - low))

@@ -17,7 +17,11 @@ from bevquant.progress import console
 
 @dataclass(frozen=True)
 class Row:
-    """One claim. ``bound`` is ``at least`` or ``at most``; ``spread`` is an interquartile range."""
+    """One claim.
+
+    ``bound`` is ``at least`` or ``at most``; ``spread`` is the interquartile range of runs, or
+    the whole range of seeds.
+    """
 
     figure: str
     bound: str
@@ -36,6 +40,11 @@ def of_runs(figure: str, bound: str, goal: float, runs: Sequence[float]) -> Row:
     """Return the median of ``runs`` and their interquartile range as a row."""
     low, median, high = np.percentile(runs, (25, 50, 75))
     return Row(figure, bound, goal, float(median), float(high - low))
+
+
+def of_seeds(figure: str, bound: str, goal: float, seeds: Sequence[float], measured: float) -> Row:
+    """Return what was ``measured`` on all seeds, and the range of their own figures, as a row."""
+    return Row(figure, bound, goal, float(measured), float(max(seeds) - min(seeds)))
 
 
 def not_measured(figure: str, bound: str, goal: float, reason: str) -> Row:

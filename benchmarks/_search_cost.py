@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _rows import Row
+from _rows import Row, of_runs
 
 import bevquant as bq
 from bevquant.data.frame import Batch
@@ -49,19 +49,19 @@ def cost_rows(problem: SmallProblem, front: Front, batches: Sequence[Batch]) -> 
     whole = float(np.mean(evaluated)) * len(batches)
     speed = [_throughput(reusing, workers) for _ in range(ROUNDS) for workers in (1, 2)]
     return [
-        _row(
+        of_runs(
             "an evaluation, of a plain quantized pass",
             "at most",
             0.5,
             [float(np.mean(evaluated) / np.mean(passes))],
         ),
-        _row(
+        of_runs(
             "rebuilding the model, of an evaluation",
             "at least",
             5.0,
             [seconds / whole for seconds in rebuilt],
         ),
-        _row(
+        of_runs(
             "two workers, of one",
             "at least",
             1.7,
@@ -104,8 +104,3 @@ def _throughput(evaluator: Evaluator, workers: int) -> float:
         started = time.perf_counter()
         list(pool(iter(jobs[workers:])))
         return WORKED / (time.perf_counter() - started)
-
-
-def _row(figure: str, bound: str, goal: float, values: Sequence[float]) -> Row:
-    low, median, high = np.percentile(values, (25, 50, 75))
-    return Row(figure, bound, goal, float(median), float(high - low))

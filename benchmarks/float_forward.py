@@ -20,14 +20,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from _rows import Row, report
+from _rows import Row, of_runs, report
 from torch import Tensor
 
 from bevquant.data.frame import Batch
 from bevquant.memory import keep_freed_memory
-from bevquant.models.bevfusion import FULL, BEVFusion, NetworkInput
+from bevquant.models.bevfusion import FULL, BEVFusion, NetworkInput, lift_splat
 from bevquant.models.bevfusion import depth_lss as module
-from bevquant.models.bevfusion import lift_splat
 from bevquant.models.bevfusion.bev_pool import bev_pool
 from bevquant.provenance import cpu_name
 
@@ -208,50 +207,45 @@ def measure() -> Sequence[Row]:
     passes = [(ours(time_forward, False), reference(time_forward, True)) for _ in range(ROUNDS)]
     pools = Alone()(time_pool)
     return [
-        _row(
+        of_runs(
             "forward, 1 thread: speed-up over the same network with the reference's geometry, "
             "BEV pool and memory",
             "at least",
             1.3,
             [other / own for own, other in passes],
         ),
-        _row(
+        of_runs(
             f"forward, 1 thread: speed-up over the {REFERENCE_SECONDS} s that the reference took "
             "on another, idle machine",
             "at least",
             1.3,
             [REFERENCE_SECONDS / own for own, _ in passes],
         ),
-        _row(
+        of_runs(
             f"forward: peak memory of the process, part of the reference's {REFERENCE_GIB} GiB",
             "at most",
             0.5,
             [Alone()(forward_memory) / REFERENCE_GIB],
         ),
-        _row(
+        of_runs(
             "BEV pool: speed-up over a (points x channels) tensor",
             "at least",
             8,
             [other / own for own, other in pools],
         ),
-        _row(
+        of_runs(
             "BEV pool: memory growth, part of a (points x channels) tensor",
             "at most",
             0.2,
             [Alone()(pool_memory, bev_pool)],
         ),
-        _row(
+        of_runs(
             "sparse encoder: largest difference of 2 threads from 1",
             "at most",
             0,
             [Alone()(sparse_difference)],
         ),
     ]
-
-
-def _row(figure: str, bound: str, goal: float, values: Sequence[float]) -> Row:
-    low, median, high = np.percentile(values, (25, 50, 75))
-    return Row(figure, bound, goal, float(median), float(high - low))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from _ptq_cost import cost_rows
-from _rows import Row, report
+from _rows import Row, of_seeds, report
 
 from bevquant.data.world.settings import WorldSettings
 from bevquant.experiments.variants import Bench, Variant, cores, measure
@@ -44,16 +44,24 @@ def rows() -> Sequence[Row]:
 
     def lost(precision: Precision, goal: float) -> Row:
         points = [100 * (exact - value) for value in nds(ours, precision)]
-        return _row(f"{precision}: NDS points lost", "at most", goal, points)
+        return of_seeds(f"{precision}: NDS points lost", "at most", goal, points, fmean(points))
 
     def share(name: str, variants: Sequence[Variant], precision: Precision, goal: float) -> Row:
         kept = [value / exact for value in nds(variants, precision)]
-        return _row(f"{precision}{name}: share of float NDS", "at least", goal, kept)
+        return of_seeds(
+            f"{precision}{name}: share of float NDS", "at least", goal, kept, fmean(kept)
+        )
 
     def gain(precision: Precision) -> Row:
         before, after = nds(plain, precision), nds(refined, precision)
         points = [100 * (new - old) for old, new in zip(before, after, strict=True)]
-        return _row(f"{precision}: NDS points, refine over min-max", "at least", -NOISE, points)
+        return of_seeds(
+            f"{precision}: NDS points, refine over min-max",
+            "at least",
+            -NOISE,
+            points,
+            fmean(points),
+        )
 
     return [
         lost(W8A8, 0.3),
@@ -64,11 +72,6 @@ def rows() -> Sequence[Row]:
         *(gain(precision) for precision in PRECISIONS),
         *cost_rows(),
     ]
-
-
-def _row(figure: str, bound: str, goal: float, values: Sequence[float]) -> Row:
-    """Return the mean over seeds; the spread is the whole range."""
-    return Row(figure, bound, goal, fmean(values), max(values) - min(values))
 
 
 if __name__ == "__main__":

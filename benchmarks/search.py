@@ -12,7 +12,7 @@ from math import inf
 from statistics import fmean
 
 import numpy as np
-from _rows import Row, conclude, parser
+from _rows import Row, conclude, of_seeds, parser
 from _search_cost import cost_rows
 from _search_setup import Options
 
@@ -53,8 +53,8 @@ def _search_rows(ours: list[Front], theirs: list[Front], options: Options) -> li
         passes.append(next((n for n, volume in _curve(a, options) if volume >= target), inf))
     after = f"NSGA-II after {options.evaluations}"
     return [
-        _row(f"hypervolume over that of {after}", "at least", 1.0, ratios),
-        _row(f"evaluations' worth of passes to that of {after}", "at most", 250, passes),
+        _worst(f"hypervolume over that of {after}", "at least", 1.0, ratios),
+        _worst(f"evaluations' worth of passes to that of {after}", "at most", 250, passes),
     ]
 
 
@@ -112,15 +112,14 @@ def _draw(ours: list[Front], theirs: list[Front], options: Options) -> None:
     draw_fronts(fronts, [], options.folder / "fronts.png")
 
 
-def _row(figure: str, bound: str, goal: float, values: Sequence[float]) -> Row:
-    """Return the worst seed; the spread is the whole range."""
-    worst = min(values) if bound == "at least" else max(values)
-    return Row(figure, bound, goal, worst, max(values) - min(values))
+def _worst(figure: str, bound: str, goal: float, values: Sequence[float]) -> Row:
+    return of_seeds(
+        figure, bound, goal, values, min(values) if bound == "at least" else max(values)
+    )
 
 
 def _mean(figure: str, goal: float, values: Sequence[float]) -> Row:
-    """Return the mean over seeds; the spread is the whole range."""
-    return Row(figure, "at least", goal, fmean(values), max(values) - min(values))
+    return of_seeds(figure, "at least", goal, values, fmean(values))
 
 
 if __name__ == "__main__":
