@@ -82,6 +82,12 @@ def test_errors_against_the_float_network() -> None:
     error = MapError(torch.sigmoid)
     assert error(logits, logits) == pytest.approx(0, abs=1e-6)
     assert error(-logits, logits) > 0.9
+    one = torch.full((1, 6, 2, 2), -9.0)
+    one[0, 2, 0] = 9.0
+    other = one.clone()
+    other[0, 2, 1, 0] = 9.0
+    assert error(other, one) == pytest.approx(1 / 3)  # of the one class that occurs
+    assert error(one[:, :, 1:], one[:, :, 1:]) == 0
     scores = torch.randn(1, 4, 4, 2, 18, generator=torch.Generator().manual_seed(0))
     voxels = OccupancyError(lambda output: output.argmax(-1).to(torch.uint8))
     assert voxels(scores, scores) == pytest.approx(0, abs=1e-6)
