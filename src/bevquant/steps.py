@@ -42,7 +42,11 @@ class Steps:
             value = work()
             seconds = round(time.monotonic() - started, 2)
             write_json(path, {"seconds": seconds, "value": value})
-        return read_json(path)["value"]
+        return self.value(name)
+
+    def value(self, name: str) -> Any:
+        """Return the JSON value of a finished step."""
+        return read_json(self._path(name))["value"]
 
     def has(self, name: str) -> bool:
         """Whether step ``name`` is finished."""

@@ -2,24 +2,28 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from bevquant.errors import BevquantError
-from bevquant.experiments.ptqat import COMPARED, PTQ, PtqatTable, run_ptqat_table
+from bevquant.experiments.ptqat import PtqatTable, run_ptqat_table
+from bevquant.experiments.ptqat_rules import COMPARED, PTQ, RANDOM, select
 from bevquant.experiments.start import run_recipe
-from bevquant.experiments.variants import Bench
 from bevquant.files import sha256
+from bevquant.models.zoo import shipped
+from bevquant.ptqat.cuts import Candidate
 from bevquant.recipe import load_recipe
-from bevquant.run import SHIPPED
 from bevquant.steps import Steps
 
-RECIPE = {
-    "experiment": "ptqat_bevfusion_small",
-    "world": {"scenes": 2, "keyframes": 2, "seed": 5, "val_fraction": 0.5},
+RECIPE: dict[str, Any] = {
+    "experiment": "ptqat",
+    "network": "bevfusion_seg_small",
+    "world": {"scenes": 2, "keyframes": 2, "seed": 5, "val_fraction": 0.5, "labels": True},
     "frames": 2,
     "train_frames": 2,
+    "curve_frames": 1,
     "training": {"steps": 2, "checks": 1},
     "seeds": 2,
 }
@@ -32,26 +36,41 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_means_and_spread(recipe: Path, tmp_path: Path) -> None:
-    settings, out = load_recipe(recipe, PtqatTable), tmp_path / "out"
-    Bench(out, settings.world, settings.frames).steps.run("float", lambda: {"NDS": 0.6, "mAP": 0.5})
-    setup = {**settings.model_dump(mode="json"), "checkpoint": sha256(SHIPPED)}
+def keep_figures(recipe: PtqatTable, out: Path, names: tuple[str, ...]) -> None:
+    """Write figures as if they had been measured."""
+    setup = {**recipe.model_dump(mode="json"), "checkpoint": sha256(shipped(recipe.network))}
     steps = Steps(out / "rows", setup)
+    steps.run("float", lambda: {**dict.fromkeys(names, 0.6), "frames": 2})
     for place, name in enumerate((PTQ, *COMPARED)):
         for seed in range(2):
-            row = {"NDS": 0.3 + place / 100 + seed / 50, "mAP": 0.25, "layers": ["a"] * place}
+            row = dict.fromkeys(names, 0.3 + place / 100 + seed / 50) | {"layers": ["a"] * place}
             row |= {"parameters": 1000 * place, "seconds": 3.0 + seed, "bytes": 2_000_000}
+            row |= {"curve": [[1, 0.2], [2, 0.3]] if place else []}
             steps.run(f"{name}-{seed}", lambda row=row: row)
+
+
+@pytest.mark.parametrize(
+    ("network", "names"),
+    [("bevfusion_small", ("NDS", "mAP")), ("bevfusion_seg_small", ("mIoU",))],
+)
+def test_means_and_spread(network: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    recipe, out = tmp_path / "table.yaml", tmp_path / "out"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "network": network}))
+    keep_figures(load_recipe(recipe, PtqatTable), out, names)
     run_recipe(recipe, out, jobs=1)
-    rows = [line.strip("|").split(" | ") for line in (out / "table.md").read_text().splitlines()]
-    table = {row[0].strip(): row[1:] for row in rows if len(row) > 5}
-    assert table["float"][:2] == ["0.600", "0.500"]
+    lines = (out / "table.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    table = {row[0]: row[1:] for row in rows}
+    count = len(names)
+    assert table[""][:count] == [*names]
+    assert table["float"][:count] == ["0.600"] * count
     # Of 0.30 and 0.32: mean 0.31, standard deviation 0.01.
-    assert table[PTQ][:2] == ["0.310 ± 0.010", "0.250 ± 0.000"]
-    assert table["QAT"][2:] == ["1", "1,000", "4", "2 MB "]
+    assert table[PTQ][:count] == ["0.310 ± 0.010"] * count
+    assert table["QAT"][count:] == ["1", "1,000", "4", "2 MB"]
     kept = json.loads((out / "table.json").read_text())
     assert list(kept["rows"]) == [PTQ, *COMPARED]
     assert kept["recipe"]["seeds"] == 2
+    assert (out / "metric.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
@@ -59,9 +78,37 @@ def test_the_command_from_nothing_to_the_table(recipe: Path, tmp_path: Path) -> 
     run_ptqat_table(load_recipe(recipe, PtqatTable), tmp_path / "run", jobs=2)
     page = (tmp_path / "run" / "table.md").read_text()
     assert all(f"| {name} |" in page for name in ("float", PTQ, *COMPARED))
+    rows = json.loads((tmp_path / "run" / "table.json").read_text())["rows"]
+    (first, _) = rows["QAT"]
+    ((step, value),) = first["curve"]
+    assert step == 2
+    assert 0 < value < 1
+    assert all(row["parameters"] < first["parameters"] for row in rows["promising half"])
+
+
+def test_random_layers_are_those_of_the_seed() -> None:
+    candidates = [Candidate(str(index), 1, 0.0) for index in range(20)]
+    chosen = {select(RANDOM, candidates, seed).layers for seed in (0, 0, 1)}
+    assert len(chosen) == 2
+    assert {len(layers) for layers in chosen} == {10}
 
 
 def test_an_unknown_rule_is_refused(recipe: Path) -> None:
     recipe.write_text(yaml.safe_dump({**RECIPE, "rules": ["PTQAT", "best"]}))
     with pytest.raises(BevquantError, match="'best' is no rule; choose from QAT, PTQAT"):
+        load_recipe(recipe, PtqatTable)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": "bevfusion"}, "'bevfusion' comes without weights; choose from bevfusion_sm"),
+        ({"world": {**RECIPE["world"], "labels": False}}, "world.labels must be true"),
+    ],
+)
+def test_a_network_that_cannot_be_measured_is_refused(
+    change: dict[str, Any], message: str, recipe: Path
+) -> None:
+    recipe.write_text(yaml.safe_dump({**RECIPE, **change}))
+    with pytest.raises(BevquantError, match=message):
         load_recipe(recipe, PtqatTable)

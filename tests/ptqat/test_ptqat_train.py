@@ -1,4 +1,5 @@
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -194,6 +195,16 @@ def test_killed_and_resumed_to_the_same_weights(
 
     with pytest.raises(bq.BevquantError, match="differs in model, layers"):
         train(model, CHOSEN[:1], Task(BATCHES), SHORT, tmp_path)
+
+
+def test_the_metric_is_followed(model: nn.Module, tmp_path: Path) -> None:
+    seen: list[nn.Module] = []
+    task = Task(BATCHES, metric=lambda each: seen.append(each) or 0.25)
+    settings = SHORT.model_copy(update={"checks": 2})
+    train(model, CHOSEN, task, settings, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert {row["step"]: row["metric"] for row in rows if "metric" in row} == {3: 0.25, 6: 0.25}
+    assert all(each is model for each in seen)
 
 
 def die_in_step(step: int, folder: str) -> None:

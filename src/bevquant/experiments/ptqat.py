@@ -1,4 +1,4 @@
-"""Selective against full quantization-aware training, on the small BEVFusion."""
+"""Selective against full quantization-aware training, of any network that is shipped."""
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
@@ -9,27 +9,21 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import nn
 
-from bevquant.data import preprocess
-from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
-from bevquant.data.preprocess import collate
-from bevquant.data.world.settings import WorldSettings
-from bevquant.evaluate import evaluate, float_predictor
+from bevquant.data.world.settings import VERSION, WorldSettings
+from bevquant.evaluate import measure
+from bevquant.experiments.ptqat_curves import draw_metric
+from bevquant.experiments.ptqat_rules import COMPARED, PTQ, RULES, select
 from bevquant.experiments.tables import markdown
-from bevquant.experiments.variants import Bench, start_worker
+from bevquant.experiments.variants import start_worker
 from bevquant.files import sha256, write_json, write_text
-from bevquant.models.bevfusion import BEVFusion
-from bevquant.models.bevfusion.losses import LossSettings
+from bevquant.models.zoo import NETWORKS, network, shipped
 from bevquant.progress import console, track
 from bevquant.provenance import provenance
-from bevquant.ptqat.cuts import Budget, Knee, Quantile, Theta
 from bevquant.ptqat.memory import step_bytes
-from bevquant.ptqat.selection import EVERYTHING, INVERTED, PAPER, PROMISING, Rule
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.start import candidates
 from bevquant.ptqat.task import Task
@@ -38,33 +32,14 @@ from bevquant.quant.calibration import load_calibration, save_calibration
 from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.spec import Precision
 from bevquant.report.figures import metric
-from bevquant.run import SHIPPED, ensure_world, load_small, quantize_small
+from bevquant.run import ensure_world, quantize_small
 from bevquant.steps import Steps
-from bevquant.train.batches import with_seen_boxes
-from bevquant.train.loop import loss_terms
+from bevquant.tasks import Frames, load_shipped, shipped_task
+from bevquant.train.curves import Curves
 
-PTQ, RANDOM = "PTQ", "random half"
-RULES: Mapping[str, Rule] = {
-    "QAT": EVERYTHING,
-    "PTQAT": PAPER,
-    "inverted": INVERTED,
-    RANDOM: Rule(Budget(0.5)),  # of shuffled scores
-    "promising half": PROMISING,
-    "theta 0.005": Rule(Theta(0.005)),
-    "theta 0.02": Rule(Theta(0.02)),
-    "adaptive": Rule(Knee()),
-    "low half, mse": Rule(Quantile(0.5)),
-    "low half, normalised mse": Rule(Quantile(0.5), "normalised_mse"),
-    "low half, cosine": Rule(Quantile(0.5), "cosine"),
-    "low half, sqnr": Rule(Quantile(0.5), "sqnr"),
-    "low half, kl": Rule(Quantile(0.5), "kl"),
-    "low half, mse, by channel": Rule(Quantile(0.5), granularity="channel"),
-    "low half, mse, by block": Rule(Quantile(0.5), granularity="block"),
-    "low half, mse, all quantized": Rule(Quantile(0.5), upstream=True),
-    "high half, mse": Rule(Quantile(0.5), lowest=False),
-}
-"""Which layers are trained, by the names that recipes know."""
-COMPARED = ("QAT", "PTQAT", "inverted", RANDOM, "promising half")
+FLOAT = "float"
+HEADLINES = ("NDS", "mAP", "mIoU")
+"""Metrics that the table shows, as far as the network's task has them."""
 
 
 class PtqatTable(BaseModel):
@@ -72,25 +47,30 @@ class PtqatTable(BaseModel):
 
     Attributes:
         experiment: names this table.
+        network: one with shipped weights, for instance ``bevfusion_seg_small``.
         world: the generated data: calibration and training on its training split, metrics
             from the other. Never nuScenes' own figures.
-        frames: to calibrate and to reconstruct on.
+        frames: to calibrate and to reconstruct on, the first of those to train on.
         train_frames: to train on.
-        precision: of all layers.
+        curve_frames: first validation frames, on which the metric is followed while a row
+            is trained.
+        precision: of all layers; ``W4A16`` for weights only.
         labels: whether the task's loss is used beside the distance from the float network.
-        rules: names of the rows beside PTQ: see :data:`RULES`.
+        rules: names of the rows beside PTQ: see :data:`.ptqat_rules.RULES`.
         training: the same for every row; its seed is not used.
         seeds: repetitions, each with frames, and an order of them, of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    experiment: Literal["ptqat_bevfusion_small"]
+    experiment: Literal["ptqat"]
+    network: str
     world: WorldSettings
     frames: int = Field(ge=1)
     train_frames: int = Field(ge=1)
-    precision: str = "W2A8"
-    labels: bool = False
+    curve_frames: int = Field(default=8, ge=1)
+    precision: str = "W4A8"
+    labels: bool = True
     rules: tuple[str, ...] = COMPARED
     training: Training = Training()
     seeds: int = Field(default=3, ge=1)
@@ -109,73 +89,94 @@ class PtqatTable(BaseModel):
                 raise ValueError(f"{name!r} is no rule; choose from {', '.join(RULES)}")
         return names
 
+    @field_validator("network")
+    @classmethod
+    def _shipped(cls, name: str) -> str:
+        names = [each for each in NETWORKS if shipped(each).is_file()]
+        if name not in names:
+            raise ValueError(f"{name!r} comes without weights; choose from {', '.join(names)}")
+        return name
 
-class Frames(Sequence[Batch]):
-    """Random frames of a data set, each a batch with the labels to train on."""
-
-    def __init__(self, dataset: NuScenesDataset, count: int, seed: int) -> None:
-        self.dataset = dataset
-        order = np.random.default_rng((seed, 1)).permutation(len(dataset))
-        self.chosen = [int(index) for index in order[:count]]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: Any) -> Any:
-        frame = with_seen_boxes(self.dataset.frame(self.chosen[index]))
-        return collate([frame], preprocess.SMALL)
+    @model_validator(mode="after")
+    def _labelled(self) -> "PtqatTable":
+        net = network(self.network)
+        if (net.map_grid or net.occupancy) and not self.world.labels:
+            raise ValueError(f"world.labels must be true: {self.network} is measured on them")
+        return self
 
 
 def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
-    """Measure all rows; write table.md, table.json and the selections to ``out``."""
+    """Measure all rows; write table.md, table.json, metric.png and the selections to ``out``."""
     ensure_world(out / "world", recipe.world, jobs)
-    bench = Bench(out, recipe.world, recipe.frames)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=start_worker) as pool:
-        work: list[Future[Any]] = [pool.submit(bench.float)]
-        work += [pool.submit(_measure, recipe, out, seed) for seed in range(recipe.seeds)]
+        work: list[Future[Any]] = [pool.submit(_measure_float, recipe, out)]
+        work += [pool.submit(_measure_rows, recipe, out, seed) for seed in range(recipe.seeds)]
         try:
             for future in track(as_completed(work), "float and seeds", total=len(work)):
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    figures = {name: _figures(recipe, out, name) for name in (PTQ, *recipe.rules)}
+    steps = _steps(recipe, out)
+    float_ = steps.value(FLOAT)
+    figures = {
+        name: [steps.value(_step(name, seed)) for seed in range(recipe.seeds)]
+        for name in (PTQ, *recipe.rules)
+    }
     where = (
         f"{recipe.precision}, {recipe.training.steps} steps, {recipe.seeds} seeds; generated "
-        f"world (seed {recipe.world.seed}), {len(bench.validation)} validation key frames"
+        f"world (seed {recipe.world.seed}), {float_['frames']} validation key frames"
     )
-    page = f"# PTQAT of the small BEVFusion: {where}\n\n{_table(bench.float(), figures)}\n"
+    page = f"# PTQAT of {recipe.network}: {where}\n\n{_table(float_, figures)}\n"
     write_text(out / "table.md", page)
+    fingerprint = _split(recipe, out, "world_val").fingerprint()
     write_json(
         out / "table.json",
         {
             "recipe": recipe.model_dump(mode="json"),
-            "provenance": provenance(0, bench.validation.fingerprint()).to_json(),
-            "float": bench.float(),
+            "provenance": provenance(0, fingerprint).to_json(),
+            "float": float_,
             "rows": figures,
         },
     )
+    curves = {name: [row["curve"] for row in figures[name]] for name in recipe.rules}
+    draw_metric(curves, out / "metric.png")
     console.print(page, markup=False, highlight=False)
 
 
-def _measure(recipe: PtqatTable, out: Path, seed: int) -> None:
+def _measure_float(recipe: PtqatTable, out: Path) -> None:
+    model = load_shipped(recipe.network)
+    _steps(recipe, out).run(FLOAT, lambda: _metrics(recipe, out, model))
+
+
+def _measure_rows(recipe: PtqatTable, out: Path, seed: int) -> None:
     """Measure every row with one seed that has no figures yet."""
     steps = _steps(recipe, out)
-    start = out / f"start-{seed}.safetensors"
-    bench = Bench(out, recipe.world, recipe.frames)
-    frames = Frames(bench.split("world_train"), recipe.train_frames, seed)
-    task = Task(frames, loss=detection_loss if recipe.labels else None)
+    task = _task(recipe, out, seed)
     for name in (PTQ, *recipe.rules):
         if not steps.has(_step(name, seed)):
-            model = _start(recipe, bench, start, seed)
-            steps.run(_step(name, seed), partial(_row, recipe, bench, model, task, name, seed))
+            model = _start(recipe, out, seed)
+            steps.run(_step(name, seed), partial(_row, recipe, out, model, task, name, seed))
 
 
-def _start(recipe: PtqatTable, bench: Bench, path: Path, seed: int) -> BEVFusion:
-    """Return the reconstructed network that every row starts from."""
-    batches = bench.batches(seed)
-    model = quantize_small(load_small(), batches, Precision.parse(recipe.precision))
+def _task(recipe: PtqatTable, out: Path, seed: int) -> Task:
+    dataset = _split(recipe, out, "world_train")
+    task = shipped_task(recipe.network, dataset, recipe.train_frames, seed=seed)
+    return replace(
+        task,
+        loss=task.loss if recipe.labels else None,
+        metric=lambda model: _headline(_metrics(recipe, out, model, recipe.curve_frames)),
+    )
+
+
+def _start(recipe: PtqatTable, out: Path, seed: int) -> nn.Module:
+    """Return the reconstructed network that every row of a seed starts from."""
+    dataset = _split(recipe, out, "world_train")
+    batches = list(Frames(dataset, network(recipe.network).preprocess, recipe.frames, seed))
+    model = load_shipped(recipe.network)
+    quantize_small(model, batches, Precision.parse(recipe.precision))
+    path = out / f"start-{seed}.safetensors"
     if path.exists():
         load_calibration(model, path)
     else:
@@ -185,67 +186,72 @@ def _start(recipe: PtqatTable, bench: Bench, path: Path, seed: int) -> BEVFusion
 
 
 def _row(
-    recipe: PtqatTable, bench: Bench, model: BEVFusion, task: Task, name: str, seed: int
+    recipe: PtqatTable, out: Path, model: nn.Module, task: Task, name: str, seed: int
 ) -> dict[str, Any]:
     """Select, train and evaluate ``model``; return the figures of a row."""
-    row: dict[str, Any] = {"layers": [], "parameters": 0, "seconds": 0.0, "bytes": 0}
+    row: dict[str, Any] = {"layers": [], "parameters": 0, "seconds": 0.0, "bytes": 0, "curve": []}
     if name != PTQ:
-        rule, settings = RULES[name], recipe.training.model_copy(update={"seed": seed})
-        scored = candidates(model, task, rule, settings.distillation)
-        if name == RANDOM:
-            scores = np.random.default_rng(seed).random(len(scored)).tolist()
-            scored = [replace(c, score=s) for c, s in zip(scored, scores, strict=True)]
-        layers = rule.select(scored).layers
+        settings = recipe.training.model_copy(update={"seed": seed})
+        scored = candidates(model, task, RULES[name], settings.distillation)
+        layers = select(name, scored, seed).layers
         if layers:  # or else the row is that of PTQ
+            folder = out / _step(name, seed)
             row["bytes"] = step_bytes(model, layers, task, settings)
-            found = train(model, layers, task, settings, bench.folder / _step(name, seed))
-            row |= {"layers": layers, "parameters": found.parameters, "seconds": found.seconds}
-    predict = float_predictor(model)
-    metrics = evaluate(predict, bench.validation, preprocess.SMALL, description=name)
-    return {**row, **metrics.to_json()}
+            found = train(model, layers, task, settings, folder)
+            steps = Curves(folder / "curves.jsonl", settings.steps).rows()
+            row |= {
+                "layers": layers,
+                "parameters": found.parameters,
+                "seconds": sum(step["seconds"] for step in steps),
+                "curve": [[step["step"], step["metric"]] for step in steps if "metric" in step],
+            }
+    return {**row, **_metrics(recipe, out, model)}
 
 
-def detection_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the sum of the head's losses."""
-    assert isinstance(model, BEVFusion)
-    return torch.stack(list(loss_terms(LossSettings())(model, batch).values())).sum()
+def _split(recipe: PtqatTable, out: Path, name: str, limit: int | None = None) -> NuScenesDataset:
+    return network(recipe.network).dataset(out / "world", VERSION, name, limit=limit)
+
+
+def _metrics(
+    recipe: PtqatTable, out: Path, model: nn.Module, limit: int | None = None
+) -> dict[str, Any]:
+    """Return the metrics of the task on the validation split, or on its first frames."""
+    dataset = _split(recipe, out, "world_val", limit)
+    preprocess = network(recipe.network).preprocess
+    return measure(model, dataset, preprocess, description=recipe.network).to_json()
+
+
+def _headline(metrics: Mapping[str, Any]) -> float:
+    return next(float(metrics[name]) for name in HEADLINES if name in metrics)
 
 
 def _steps(recipe: PtqatTable, out: Path) -> Steps:
-    return Steps(out / "rows", {**recipe.model_dump(mode="json"), "checkpoint": sha256(SHIPPED)})
+    setup = {**recipe.model_dump(mode="json"), "checkpoint": sha256(shipped(recipe.network))}
+    return Steps(out / "rows", setup)
 
 
 def _step(name: str, seed: int) -> str:
     return f"{name}-{seed}"
 
 
-def _figures(recipe: PtqatTable, out: Path, name: str) -> list[dict[str, Any]]:
-    """Return the figures of a row, one for each seed."""
-
-    def missing() -> Any:
-        raise AssertionError("figures are measured before they are read")
-
-    steps = _steps(recipe, out)
-    return [steps.run(_step(name, seed), missing) for seed in range(recipe.seeds)]
-
-
-HEADER = ("", "NDS", "mAP", "layers", "trained parameters", "seconds", "memory of a step")
+COSTS = ("layers", "trained parameters", "seconds", "memory of a step")
 
 
 def _table(float_: Mapping[str, Any], figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return means over the seeds, and the standard deviations of the metrics."""
-    rows = [["float", metric(float_["NDS"]), metric(float_["mAP"]), "", "", "", ""]]
-    for name, seeds in figures.items():
+    names = [name for name in HEADLINES if name in float_]
+    rows = [["float", *(metric(float_[name]) for name in names), *("" for _ in COSTS)]]
+    for label, seeds in figures.items():
         means = {
             key: fmean(row[key] for row in seeds) for key in ("parameters", "seconds", "bytes")
         }
         cells = [
             f"{fmean(row[key] for row in seeds):.3f} ± {pstdev(row[key] for row in seeds):.3f}"
-            for key in ("NDS", "mAP")
+            for key in names
         ]
         rows.append(
             [
-                name,
+                label,
                 *cells,
                 f"{fmean(len(row['layers']) for row in seeds):.0f}",
                 f"{means['parameters']:,.0f}",
@@ -253,4 +259,4 @@ def _table(float_: Mapping[str, Any], figures: Mapping[str, Sequence[Mapping[str
                 f"{means['bytes'] / 1e6:.0f} MB",
             ]
         )
-    return markdown(HEADER, rows)
+    return markdown(("", *names, *COSTS), rows)

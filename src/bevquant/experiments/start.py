@@ -15,7 +15,7 @@ from bevquant.recipe import load_recipe, read_recipe
 EXPERIMENTS: dict[str, tuple[type[BaseModel], Callable[[Any, Path, int], None]]] = {
     "thesis_table_3_3": (ThesisTable33, run_thesis_table),
     "thesis_table_4_1": (ThesisTable41, run_table_4_1),
-    "ptqat_bevfusion_small": (PtqatTable, run_ptqat_table),
+    "ptqat": (PtqatTable, run_ptqat_table),
 }
 
 

@@ -23,6 +23,7 @@ class Task:
             from what ``forward`` returns: all floating-point tensors by default.
         validation: batches to judge the weights on while they are trained; the first eight
             of ``batches`` if there are none.
+        metric: measures the model each time its weights are judged, for the curves.
     """
 
     batches: Sequence[Any]
@@ -30,3 +31,4 @@ class Task:
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     outputs: Outputs = floating_tensors
     validation: Sequence[Any] = ()
+    metric: Callable[[nn.Module], float] | None = None

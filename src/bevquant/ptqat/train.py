@@ -130,9 +130,13 @@ def _run(
     curves = Curves(folder / "curves.jsonl", state.step) if folder else None
     every = math.ceil(settings.steps / settings.checks)
     for _ in track(range(state.step, settings.steps), "training"):
+        started = time.monotonic()
         row = take_step(model, state, task, settings)
+        row["seconds"] = round(time.monotonic() - started, 3)
         if state.step % every == 0 or state.step == settings.steps:
             judge(model, state, task, judged, settings)
+            if curves and task.metric:
+                row["metric"] = task.metric(model)
         if curves:
             curves.append({**row, "best": state.best_loss})
         if (
