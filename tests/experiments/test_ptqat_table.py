@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from bevquant.errors import BevquantError
-from bevquant.experiments.ptqat import PtqatTable, run_ptqat_table
+from bevquant.experiments.ptqat import run_ptqat_table
+from bevquant.experiments.ptqat_recipe import PtqatTable
 from bevquant.experiments.ptqat_rules import COMPARED, PTQ, RANDOM, select
 from bevquant.experiments.start import run_recipe
 from bevquant.files import sha256

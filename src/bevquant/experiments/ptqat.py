@@ -7,32 +7,34 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
 from bevquant.data.nuscenes import NuScenesDataset
-from bevquant.data.world.settings import VERSION, WorldSettings
+from bevquant.data.world.settings import VERSION
 from bevquant.evaluate import measure
 from bevquant.experiments.ptqat_curves import draw_metric
-from bevquant.experiments.ptqat_rules import COMPARED, PTQ, RULES, select
+from bevquant.experiments.ptqat_recipe import PtqatTable
+from bevquant.experiments.ptqat_rules import PTQ, RULES, select
 from bevquant.experiments.tables import markdown
 from bevquant.experiments.variants import start_worker
 from bevquant.files import sha256, write_json, write_text
-from bevquant.models.zoo import NETWORKS, network, shipped
+from bevquant.models.zoo import network, shipped
 from bevquant.progress import console, track
 from bevquant.provenance import provenance
 from bevquant.ptqat.memory import step_bytes
-from bevquant.ptqat.settings import Training
 from bevquant.ptqat.start import candidates
 from bevquant.ptqat.task import Task
 from bevquant.ptqat.train import train
+from bevquant.quant.calibrate import calibrate
 from bevquant.quant.calibration import load_calibration, save_calibration
+from bevquant.quant.fold import fold_batchnorm
+from bevquant.quant.prepare import quantize
 from bevquant.quant.reconstruct import reconstruct
 from bevquant.quant.spec import Precision
 from bevquant.report.figures import metric
-from bevquant.run import ensure_world, quantize_small
+from bevquant.run import ensure_world
 from bevquant.steps import Steps
 from bevquant.tasks import Frames, load_shipped, shipped_task
 from bevquant.train.curves import Curves
@@ -40,69 +42,6 @@ from bevquant.train.curves import Curves
 FLOAT = "float"
 HEADLINES = ("NDS", "mAP", "mIoU")
 """Metrics that the table shows, as far as the network's task has them."""
-
-
-class PtqatTable(BaseModel):
-    """What the table is measured on.
-
-    Attributes:
-        experiment: names this table.
-        network: one with shipped weights, for instance ``bevfusion_seg_small``.
-        world: the generated data: calibration and training on its training split, metrics
-            from the other. Never nuScenes' own figures.
-        frames: to calibrate and to reconstruct on, the first of those to train on.
-        train_frames: to train on.
-        curve_frames: first validation frames, on which the metric is followed while a row
-            is trained.
-        precision: of all layers; ``W4A16`` for weights only.
-        labels: whether the task's loss is used beside the distance from the float network.
-        rules: names of the rows beside PTQ: see :data:`.ptqat_rules.RULES`.
-        training: the same for every row; its seed is not used.
-        seeds: repetitions, each with frames, and an order of them, of its own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    experiment: Literal["ptqat"]
-    network: str
-    world: WorldSettings
-    frames: int = Field(ge=1)
-    train_frames: int = Field(ge=1)
-    curve_frames: int = Field(default=8, ge=1)
-    precision: str = "W4A8"
-    labels: bool = True
-    rules: tuple[str, ...] = COMPARED
-    training: Training = Training()
-    seeds: int = Field(default=3, ge=1)
-
-    @field_validator("precision")
-    @classmethod
-    def _readable(cls, text: str) -> str:
-        Precision.parse(text)
-        return text
-
-    @field_validator("rules")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in RULES:
-                raise ValueError(f"{name!r} is no rule; choose from {', '.join(RULES)}")
-        return names
-
-    @field_validator("network")
-    @classmethod
-    def _shipped(cls, name: str) -> str:
-        names = [each for each in NETWORKS if shipped(each).is_file()]
-        if name not in names:
-            raise ValueError(f"{name!r} comes without weights; choose from {', '.join(names)}")
-        return name
-
-    @model_validator(mode="after")
-    def _labelled(self) -> "PtqatTable":
-        net = network(self.network)
-        if (net.map_grid or net.occupancy) and not self.world.labels:
-            raise ValueError(f"world.labels must be true: {self.network} is measured on them")
-        return self
 
 
 def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
@@ -173,13 +112,16 @@ def _task(recipe: PtqatTable, out: Path, seed: int) -> Task:
 def _start(recipe: PtqatTable, out: Path, seed: int) -> nn.Module:
     """Return the reconstructed network that every row of a seed starts from."""
     dataset = _split(recipe, out, "world_train")
-    batches = list(Frames(dataset, network(recipe.network).preprocess, recipe.frames, seed))
+    frames = Frames(dataset, network(recipe.network).preprocess, recipe.frames, seed)
     model = load_shipped(recipe.network)
-    quantize_small(model, batches, Precision.parse(recipe.precision))
+    fold_batchnorm(model, frames[0])
+    quantize(model, Precision.parse(recipe.precision))
     path = out / f"start-{seed}.safetensors"
     if path.exists():
         load_calibration(model, path)
     else:
+        batches = list(frames)
+        calibrate(model, batches)
         reconstruct(model, batches)
         save_calibration(model, path)
     return model

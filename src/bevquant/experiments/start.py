@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from bevquant.errors import BevquantError
-from bevquant.experiments.ptqat import PtqatTable, run_ptqat_table
+from bevquant.experiments.ptqat import run_ptqat_table
+from bevquant.experiments.ptqat_recipe import PtqatTable
 from bevquant.experiments.search_table import ThesisTable41, run_table_4_1
 from bevquant.experiments.thesis_table import ThesisTable33, run_thesis_table
 from bevquant.recipe import load_recipe, read_recipe
