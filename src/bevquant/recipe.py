@@ -43,7 +43,7 @@ class CameraRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    model: Literal["bevdepth4d_small"]
+    model: Literal["bevdepth4d_small", "petr_small"]
     world: WorldSettings
     train: DetectorSettings
 

@@ -7,11 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bevquant.data.frame import Batch, Boxes
-from bevquant.models.bevfusion.config import Config, SecondFPNConfig, SwinConfig
-from bevquant.models.bevfusion.lss_fpn import GeneralizedLSSFPN
-from bevquant.models.bevfusion.second_fpn import SECONDFPN
-from bevquant.models.bevfusion.swin import SwinTransformer
-from bevquant.models.resnet import ResNet, ResNetConfig
+from bevquant.models.bevfusion.config import Config
 
 
 class CameraDetector(nn.Module, ABC):
@@ -58,42 +54,6 @@ class CameraDetector(nn.Module, ABC):
         Raises:
             BevquantError: the batch has no boxes.
         """
-
-
-class GeneralizedNeckConfig(Config):
-    """BEVFusion's image neck.
-
-    Attributes:
-        channels: of its output.
-    """
-
-    channels: int
-
-
-NeckConfig = GeneralizedNeckConfig | SecondFPNConfig
-
-
-def image_backbone(
-    config: SwinConfig | ResNetConfig, image_size: tuple[int, int]
-) -> tuple[nn.Module, tuple[int, ...]]:
-    """Return the backbone and the channels of its maps."""
-    if isinstance(config, ResNetConfig):
-        return ResNet(config), config.out_channels
-    return SwinTransformer(config, image_size), config.out_channels
-
-
-def image_neck(config: NeckConfig, in_channels: tuple[int, ...]) -> tuple[nn.Module, int]:
-    """Return the neck and the channels of its finest map."""
-    if isinstance(config, SecondFPNConfig):
-        return SECONDFPN(in_channels, config), sum(config.channels)
-    return GeneralizedLSSFPN(in_channels, config.channels), config.channels
-
-
-def image_features(backbone: nn.Module, neck: nn.Module, images: Tensor) -> Tensor:
-    """Return the finest map [n, C, h, w] that the neck makes of images [n, 3, H, W]."""
-    maps = neck(backbone(images))
-    features: Tensor = maps if isinstance(maps, Tensor) else maps[0]
-    return features
 
 
 def calibration(batch: Batch) -> Tensor:

@@ -14,12 +14,13 @@ from bevquant.data.labels import MapGrid
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import Preprocess
 from bevquant.errors import BevquantError
-from bevquant.models import bevdepth, bevfusion, occupancy, segmentation
+from bevquant.models import bevdepth, bevfusion, occupancy, petr, segmentation
 from bevquant.models.bevdepth import BEVDepth
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.camera import CameraDetector
 from bevquant.models.dense import DenseNetwork
 from bevquant.models.occupancy import BEVOccupancy
+from bevquant.models.petr import PETR
 from bevquant.models.segmentation import BEVSegmentation
 from bevquant.models.weights import import_checkpoint, load_weights
 
@@ -97,6 +98,18 @@ CAMERA: dict[str, Network[CameraDetector]] = {
         partial(BEVDepth, bevdepth.SMALL),
         preprocess.SMALL.model_copy(update={"sweeps": 0}),
         past_images=1,
+    ),
+    "petr": Network(
+        partial(PETR, petr.FULL),
+        Preprocess(
+            image_size=petr.FULL.image_size,
+            image_resize=0.9,
+            point_range=petr.FULL.head.point_range,
+            sweeps=0,
+        ),
+    ),
+    "petr_small": Network(
+        partial(PETR, petr.SMALL), preprocess.SMALL.model_copy(update={"sweeps": 0})
     ),
 }
 """Detectors without LiDAR; its points, of the key frame alone, only teach them depth."""

@@ -5,7 +5,7 @@ from torch import Tensor
 from bevquant.models.bevdepth.config import BEVDepthConfig
 from bevquant.models.bevdepth.depth_net import DepthNet
 from bevquant.models.bevfusion.lift_splat import LiftSplat
-from bevquant.models.camera import image_backbone, image_features, image_neck
+from bevquant.models.image_branch import image_backbone, image_features, image_neck
 
 
 class LSSFPN(LiftSplat):

@@ -10,7 +10,7 @@ from bevquant.models.bevfusion.config import (
     SecondFPNConfig,
     SwinConfig,
 )
-from bevquant.models.camera import GeneralizedNeckConfig, NeckConfig
+from bevquant.models.image_branch import GeneralizedNeckConfig, NeckConfig
 from bevquant.models.resnet import ResNetConfig
 
 

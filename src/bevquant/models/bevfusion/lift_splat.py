@@ -73,14 +73,7 @@ class LiftSplat(nn.Module):
 
         Each is [B, N, D, h, w], in metres.
         """
-        shifted = self.frustum - batch.image_augmentation[..., None, None, None, :3, 3]
-        undo = torch.inverse(batch.image_augmentation[..., :3, :3])
-        u, v, d = _rotate(undo, shifted.unbind(-1))
-        to_lidar = batch.camera2lidar[..., :3, :3] @ torch.inverse(batch.intrinsics[..., :3, :3])
-        points = _rotate(to_lidar, (u * d, v * d, d))
-        points = _translate(batch.camera2lidar[..., :3, 3], points)
-        augmentation = batch.lidar_augmentation[:, None]
-        return _translate(augmentation[..., :3, 3], _rotate(augmentation[..., :3, :3], points))
+        return unproject(self.frustum, batch)
 
     def pool_indices(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Find the BEV cell of every frustum point.
@@ -119,6 +112,26 @@ def frustum(depth_bounds: Bounds, image_size: tuple[int, int], stride: int) -> T
     u = torch.linspace(0, width - 1, width // stride)
     d, v, u = torch.meshgrid(depths, v, u, indexing="ij")
     return torch.stack((u, v, d), -1)
+
+
+def unproject(frustum: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where pixels of given depths are in the augmented LiDAR frame.
+
+    Args:
+        frustum: [D, h, w, 3], u and v in pixels of the network's images, depth in metres.
+        batch: of B frames with N views.
+
+    Returns:
+        x, y and z in metres, each [B, N, D, h, w].
+    """
+    shifted = frustum - batch.image_augmentation[..., None, None, None, :3, 3]
+    undo = torch.inverse(batch.image_augmentation[..., :3, :3])
+    u, v, d = _rotate(undo, shifted.unbind(-1))
+    to_lidar = batch.camera2lidar[..., :3, :3] @ torch.inverse(batch.intrinsics[..., :3, :3])
+    points = _rotate(to_lidar, (u * d, v * d, d))
+    points = _translate(batch.camera2lidar[..., :3, 3], points)
+    augmentation = batch.lidar_augmentation[:, None]
+    return _translate(augmentation[..., :3, 3], _rotate(augmentation[..., :3, :3], points))
 
 
 def _rotate(rotation: Tensor, vector: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

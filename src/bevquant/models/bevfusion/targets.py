@@ -119,21 +119,27 @@ def assign(
     Returns:
         Indices of the matched queries and of their objects, int64 [min(Q, n)] each.
     """
-    scores = logits.detach().cpu().double().nan_to_num().sigmoid().clamp(1e-12, 1 - 1e-12)
     # A diverging network must not crash here: its loss is what tells.
     finite = codes.detach().cpu().nan_to_num(posinf=0, neginf=0)
     finite[:, 3:6].clamp_(max=LARGEST_LOG_SIZE)
     predicted = decode(finite, config).double()
     wanted = truth.values.double()
-    positive = -scores.log() * FOCAL_ALPHA * (1 - scores).pow(FOCAL_GAMMA)
-    negative = -(1 - scores).log() * (1 - FOCAL_ALPHA) * scores.pow(FOCAL_GAMMA)
-    class_cost = (positive - negative)[:, truth.labels]
+    class_cost = focal_cost(logits)[:, truth.labels]
     extent = torch.tensor(config.grid).double() * config.cell_size
     center_cost = torch.cdist(predicted[:, :2] / extent, wanted[:, :2] / extent, p=1)
     overlap = torch.from_numpy(iou_3d(predicted.numpy(), wanted.numpy()))
     cost = CLASS_COST * class_cost + CENTER_COST * center_cost - IOU_COST * overlap
     queries, objects = linear_sum_assignment(cost.numpy())
     return torch.from_numpy(queries), torch.from_numpy(objects)
+
+
+def focal_cost(logits: Tensor) -> Tensor:
+    """Return what the focal loss changes by if a query [Q, classes] is an object of a class."""
+    # A diverging network must not crash here: its loss is what tells.
+    scores = logits.detach().cpu().double().nan_to_num().sigmoid().clamp(1e-12, 1 - 1e-12)
+    positive = -scores.log() * FOCAL_ALPHA * (1 - scores).pow(FOCAL_GAMMA)
+    negative = -(1 - scores).log() * (1 - FOCAL_ALPHA) * scores.pow(FOCAL_GAMMA)
+    return positive - negative
 
 
 def iou_3d(first: Floats, second: Floats) -> Floats:

@@ -1,0 +1,82 @@
+"""PETR: image branch and head."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bevquant.data.frame import CAMERAS, Batch, Boxes
+from bevquant.errors import BevquantError
+from bevquant.models.camera import CameraDetector
+from bevquant.models.image_branch import image_backbone, image_features, image_neck
+from bevquant.models.petr import boxes
+from bevquant.models.petr.config import PETRConfig
+from bevquant.models.petr.head import PETRHead, PETROutput
+from bevquant.models.petr.position import lines_of_sight, positions
+
+
+class PETRInput(NamedTuple):
+    """All that the layers need; nothing in it depends on the weights.
+
+    Attributes:
+        images: float32 [B, N, 3, H, W], normalised.
+        positions: float32 [B, N, 3 D, h, w], see
+            :func:`~bevquant.models.petr.position.positions`.
+    """
+
+    images: Tensor
+    positions: Tensor
+
+
+class PETR(CameraDetector):
+    """Camera-only transformer detector; main modules named as in its public code."""
+
+    config: PETRConfig
+    lines: Tensor
+
+    def __init__(self, config: PETRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.img_backbone, channels = image_backbone(config.img_backbone, config.image_size)
+        self.img_neck, in_channels = image_neck(config.img_neck, channels)
+        self.pts_bbox_head = PETRHead(in_channels, config)
+        lines = lines_of_sight(config.image_size, config.stride, config.position)
+        self.register_buffer("lines", lines, persistent=False)
+
+    @property
+    def camera(self) -> nn.Module:
+        """The module that holds ``img_backbone`` and ``img_neck``."""
+        return self
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> PETRInput:
+        """Find out where the images' features may be in 3-D."""
+        return PETRInput(batch.images, positions(self.lines, batch, self.config.position))
+
+    def empty_input(self) -> PETRInput:
+        """Return the input of one frame as tensors on the default device, to learn shapes of."""
+        bins, height, width, _ = self.lines.shape
+        return PETRInput(
+            torch.empty(1, len(CAMERAS), 3, *self.config.image_size),
+            torch.empty(1, len(CAMERAS), 3 * bins, height, width),
+        )
+
+    def network(self, inputs: PETRInput) -> PETROutput:
+        """Run the layers."""
+        features = image_features(self.img_backbone, self.img_neck, inputs.images.flatten(0, 1))
+        output: PETROutput = self.pts_bbox_head(features, inputs.positions)
+        return output
+
+    def decode(self, output: PETROutput) -> list[Boxes]:
+        """Turn raw predictions into boxes, one :class:`Boxes` per frame."""
+        return boxes.decode(self.config.head, output)
+
+    def losses(self, output: PETROutput, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms ``class`` and ``box``, whose sum is minimised.
+
+        Raises:
+            BevquantError: the batch has no boxes.
+        """
+        if batch.boxes is None:
+            raise BevquantError("boxes: the batch has none; train on an annotated split")
+        return boxes.losses(self.config.head, output, batch.boxes)
