@@ -40,7 +40,7 @@ def test_quantize_calibrate_train_measure(name: str, tiny_world: Path, tmp_path:
     bq.apply(model, bq.BitPolicy({"*": bq.W4A8}))
     task = shipped_task(name, train, frames=2)
     found = bq.ptqat(model, task, training=bq.Training(steps=2, lr=1e-3), folder=tmp_path)
-    assert found.after <= found.before
+    assert found.trained.after <= found.trained.before
 
 
 @pytest.mark.parametrize("name", NAMES)
