@@ -133,7 +133,7 @@ def test_decoded_targets_are_the_boxes(batch: Batch) -> None:
     assert batch.boxes is not None
     heat, places, codes = targets(config, batch.boxes)
     logits = torch.where(heat == 1, 8.0, -8.0)
-    answers = torch.zeros(2, 6, 10, 16, 16)
+    answers = torch.zeros(2, len(config.groups), 10, 16, 16)
     answers[places[:, 0], places[:, 1], :, places[:, 2], places[:, 3]] = codes
     for boxes, truth in zip(decode(config, logits, answers), batch.boxes, strict=True):
         torch.testing.assert_close(boxes.values, truth.values, equal_nan=True)

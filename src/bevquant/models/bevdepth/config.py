@@ -141,17 +141,23 @@ SMALL = BEVDepthConfig(
         trunk=ResNetConfig(
             depth=18,
             in_channels=64,
-            base_channels=40,
+            base_channels=32,
             strides=(1, 2, 2),
             out_indices=(0, 1, 2),
             pooled=False,
         ),
         neck=SecondFPNConfig(channels=(16, 24, 24, 24), upsample=(0.5, 1, 2, 4)),
         shared_channels=32,
-        branch_channels=16,
+        branch_channels=24,
+        groups=(5, 5),
+        suppression=(2.0, 0.9),
         min_radius=1,
         score_threshold=0.02,
         center_range=(-51.2, -51.2, -10.0, 51.2, 51.2, 10.0),
     ),
 )
-"""On the images of the generated world, with the small BEVFusion's image backbone and neck."""
+"""On the images of the generated world, with the small BEVFusion's image backbone and neck.
+
+Its cells are twice as large as the public network's, and two groups of branches (vehicles; all
+that is smaller) do for six: so a frame takes a CPU half a second to learn from.
+"""
