@@ -11,7 +11,8 @@ from bevquant.data.frame import Batch, Boxes
 from bevquant.errors import BevquantError
 from bevquant.models.bevdepth import FULL, SMALL, BEVDepth, BEVDepthConfig
 from bevquant.models.bevdepth.centers import best_nearby, decode, targets
-from bevquant.models.bevdepth.model import BEFORE, NOW, depth_bins
+from bevquant.models.bevdepth.depth_loss import depth_bins
+from bevquant.models.bevdepth.model import BEFORE, NOW
 from bevquant.models.weights import load_camera
 from bevquant.models.zoo import shipped
 

@@ -11,14 +11,8 @@ from torch import Tensor
 from bevquant.data.frame import Boxes
 from bevquant.models.bevdepth.config import CenterHeadConfig
 from bevquant.models.bevfusion.losses import gaussian_focal_loss, l1_loss
-from bevquant.models.bevfusion.targets import (
-    decode as decode_codes,
-)
-from bevquant.models.bevfusion.targets import (
-    encode,
-    gaussian_heatmaps,
-    inside_grid,
-)
+from bevquant.models.bevfusion.targets import decode as decode_codes
+from bevquant.models.bevfusion.targets import encode, gaussian_heatmaps, inside_grid
 
 BOX_WEIGHT = 0.25
 VELOCITY_WEIGHT = 0.5

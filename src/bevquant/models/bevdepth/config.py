@@ -1,8 +1,6 @@
 """What a BEVDepth4D is made of: the public network (FULL) and a small one (SMALL)."""
 
-from bevquant.models.bevfusion.config import (
-    SMALL as FUSION,
-)
+from bevquant.models.bevfusion.config import SMALL as FUSION
 from bevquant.models.bevfusion.config import (
     Config,
     HeadGridConfig,

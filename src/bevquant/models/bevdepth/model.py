@@ -4,16 +4,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bevquant.data.frame import CAMERAS, Batch, Boxes
 from bevquant.errors import BevquantError
 from bevquant.models.bevdepth import centers
 from bevquant.models.bevdepth.backbone import LSSFPN
 from bevquant.models.bevdepth.config import BEVDepthConfig
+from bevquant.models.bevdepth.depth_loss import depth_loss
 from bevquant.models.bevdepth.depth_net import CALIBRATION
 from bevquant.models.bevdepth.head import BEVDepthHead
-from bevquant.models.bevfusion.depth_lss import depth_map
 from bevquant.models.camera import CameraDetector, calibration
 
 DEPTH_WEIGHT = 3.0
@@ -128,32 +127,3 @@ class BEVDepth(CameraDetector):
         depth = DEPTH_WEIGHT * depth_loss(output.depth, batch.views(NOW), self.config)
         terms = centers.losses(self.config.head, output.heatmap, output.codes, batch.boxes)
         return {**terms, "depth": depth}
-
-
-def depth_loss(logits: Tensor, batch: Batch, config: BEVDepthConfig) -> Tensor:
-    """Return the binary cross-entropy of the depth bins (BEVDepth, section 3.2).
-
-    The nearest LiDAR point in a feature cell says which bin is right; cells without one do
-    not count.
-
-    Args:
-        logits: [B, N, D, h, w].
-        batch: with N views.
-        config: of the network.
-    """
-    known, bins = depth_bins(batch, config, logits.shape[2])
-    probability = logits.float().softmax(2).movedim(2, -1)[known]
-    wanted = F.one_hot(bins[known], probability.shape[-1]).to(probability)
-    # Probabilities that reach 0 or 1 in float32 would give infinite gradients.
-    loss = F.binary_cross_entropy(probability.clamp(1e-6, 1 - 1e-6), wanted, reduction="sum")
-    return loss / known.sum().clamp(min=1)
-
-
-def depth_bins(batch: Batch, config: BEVDepthConfig, num_bins: int) -> tuple[Tensor, Tensor]:
-    """Return which feature cells have a depth, bool [B, N, h, w], and its bin, int64."""
-    low, high, step = config.lift.depth_bounds
-    depths = depth_map(batch, config.image_size)[:, :, 0]
-    far = depths.masked_fill(depths == 0, torch.inf)
-    nearest = -F.max_pool2d(-far, config.stride)
-    known = (nearest >= low) & (nearest < high)
-    return known, ((nearest.where(known, low) - low) / step).long().clamp(max=num_bins - 1)
