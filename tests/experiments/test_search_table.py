@@ -3,10 +3,12 @@ from pathlib import Path
 import pytest
 
 import bevquant as bq
+from bevquant.experiments import search_table
 from bevquant.experiments.search_table import ThesisTable41, run_table_4_1
 from bevquant.experiments.start import EXPERIMENTS
 from bevquant.files import read_json
 from bevquant.recipe import load_recipe
+from bevquant.report.search import draw_evolution
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -32,7 +34,14 @@ def test_misspelt_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fourteen_rows(tmp_path: Path) -> None:
+def test_fourteen_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+
+    def draw(generations, baseline, path):
+        drawn[path.name] = [cost for points in generations for cost, _ in points]
+        draw_evolution(generations, baseline, path)
+
+    monkeypatch.setattr(search_table, "draw_evolution", draw)
     recipe = ThesisTable41(
         experiment="thesis_table_4_1",
         world={"scenes": 2, "keyframes": 2, "sweeps": 2, "val_fraction": 0.5},
@@ -49,3 +58,5 @@ def test_fourteen_rows(tmp_path: Path) -> None:
         assert 2 / 32 <= rows[name]["relative"] <= 16 / 32
     assert rows["MPQ-CAW"]["weight_bits"] <= rows["MPQ-CAE"]["weight_bits"]
     assert {path.name for path in tmp_path.glob("*.png")} == {"CA.png", "CQ.png", "DE-CA.png"}
+    # The pictures' costs are the table's.
+    assert min(drawn["CA.png"]) == pytest.approx(rows["MPQ-CAW"]["relative"])

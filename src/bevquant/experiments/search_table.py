@@ -168,12 +168,14 @@ def _policies(laboratory: _Laboratory, out: Path) -> dict[str, BitPolicy]:
     whole = laboratory.search(f"C{letter}", laboratory.nsga2, heatmap_cosine)
     chance = laboratory.search(f"RC{letter}", drawn, heatmap_cosine)
     modules = laboratory.modules()
-    draw_evolution(_generations(whole, recipe.population), _pairs(chance), out / f"C{letter}.png")
+    counted = _counted_bits(laboratory.model, None)
+    generations = partial(_generations, counted=counted, population=recipe.population)
+    draw_evolution(generations(whole), _pairs(chance, counted), out / f"C{letter}.png")
     found: dict[str, BitPolicy] = {}
     if letter == "A":
         boxes = QueryBoxError(laboratory.model.config.bbox_head)
         distance = laboratory.search("DE-CA", laboratory.nsga2, boxes)
-        draw_evolution(_generations(distance, recipe.population), [], out / "DE-CA.png")
+        draw_evolution(generations(distance), [], out / "DE-CA.png")
         found["MPQ-DE_CAE"] = distance.error_first()
     for prefix, front in ((f"C{letter}", whole), (f"RC{letter}", chance)):
         found[f"MPQ-{prefix}E"] = front.error_first()
@@ -215,14 +217,16 @@ def _counted_bits(model: BEVFusion, policy: BitPolicy | None) -> int:
     return total
 
 
-def _pairs(front: Front, first: int = 0, last: int | None = None) -> list[tuple[float, float]]:
-    points = front.evaluated[first:last]
-    return [(front.relative(p)["weight_bits"], max(p.error, 1e-9)) for p in points]
+def _pairs(front: Front, counted: int) -> list[tuple[float, float]]:
+    """Return relative weight bits, of the ``counted`` ones as in the table, and errors."""
+    rest = front.float_costs["weight_bits"] - counted
+    costs = [(point.costs["weight_bits"] - rest) / counted for point in front.evaluated]
+    return [(cost, max(p.error, 1e-9)) for cost, p in zip(costs, front.evaluated, strict=True)]
 
 
-def _generations(front: Front, population: int) -> list[list[tuple[float, float]]]:
-    starts = range(0, len(front.evaluated), population)
-    return [_pairs(front, start, start + population) for start in starts]
+def _generations(front: Front, counted: int, population: int) -> list[list[tuple[float, float]]]:
+    points = _pairs(front, counted)
+    return [points[start : start + population] for start in range(0, len(points), population)]
 
 
 def _write(rows: dict[str, dict[str, Any]], recipe: ThesisTable41, bench: Bench, out: Path) -> None:
