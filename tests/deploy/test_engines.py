@@ -137,3 +137,31 @@ def test_signals_still_arrive_after_files_were_opened_and_dropped(file):
         "os.kill(os.getpid(), signal.SIGUSR1)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, file], check=False).returncode == 7
+
+
+class Positions(nn.Module):
+    """Encodes constants: a map by convolutions, queries by layers that attention reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("map", torch.randn(1, 3, 16, 16))
+        self.queries = nn.Parameter(torch.randn(5, 4))
+        self.encode = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        self.query = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.mix = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        tokens = self.mix(x + self.encode(self.map)).flatten(2)
+        return self.query(self.queries.sin()) @ tokens
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_layers_of_constants_are_loaded(engine, tmp_path):
+    torch.manual_seed(0)
+    model, x = Positions(), torch.randn(1, 4, 16, 16)
+    quantize(model, W8A8)
+    calibrate(model, [x])
+    export_module(model, [x], tmp_path / "m.onnx")
+    opened = open_engine(tmp_path / "m.onnx", engine)
+    (expected,) = open_engine(tmp_path / "m.onnx", "literal")([x.numpy()])
+    assert np.abs(opened([x.numpy()])[0] - expected).max() < 0.02 * np.abs(expected).max()

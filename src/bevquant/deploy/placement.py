@@ -9,11 +9,13 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
+from onnxscript.optimizer import fold_constants as fold
 
 from bevquant.deploy.graph import PART
 from bevquant.deploy.pack import constant, set_constant
 from bevquant.deploy.rules import QUANTIZERS
 
+_ANY_SIZE = 1 << 40
 CHANNELS_FIRST = (0, 3, 1, 2)
 CHANNELS_LAST = (0, 2, 3, 1)
 
@@ -116,6 +118,25 @@ def unsigned_codes(model: ir.Model) -> None:
     for value in zero_points:
         if value is not None and value.dtype == ir.DataType.INT8:
             set_constant(value, (constant(value).astype(np.int16) + 128).astype(np.uint8))
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Compute what depends on constants alone; the weights of other layers stay integers.
+
+    OpenVINO 2026.4 fails to load some integer products of constants, such as layers that
+    encode positions or queries.
+    """
+    known: set[ir.Node] = set()
+    for node in model.graph:
+        values = [value for value in node.inputs if value is not None]
+        if values and all(v.is_initializer() or v.producer() in known for v in values):
+            known.add(node)
+
+    def should_fold(node: ir.Node) -> bool:
+        readers = {reader for value in node.outputs for reader in value.consumers()}
+        return node in known and (node.op_type != "DequantizeLinear" or readers <= known)
+
+    fold(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=should_fold)
 
 
 def gemm_as_product(model: ir.Model) -> None:

@@ -8,7 +8,12 @@ import onnx_ir as ir
 
 from bevquant.deploy.compiled import Arithmetic, Array, Compiled
 from bevquant.deploy.installed import engine_package
-from bevquant.deploy.placement import has_vnni, linear_as_convolution, unsigned_codes
+from bevquant.deploy.placement import (
+    fold_constants,
+    has_vnni,
+    linear_as_convolution,
+    unsigned_codes,
+)
 from bevquant.errors import BevquantError
 
 INTEGER_PRECISIONS = ("u8", "i8")
@@ -27,21 +32,22 @@ def compile_openvino(model: ir.Model, threads: int, arithmetic: Arithmetic) -> C
     unsigned_codes(model)
     if not has_vnni():
         linear_as_convolution(model)
-    compiled = core.compile_model(
-        core.read_model(ir.serde.serialize_model(model).SerializeToString()),
-        "CPU",
-        {
-            # OpenVINO's own choices are bfloat16 where the processor has it, and integer
-            # activations in layers of which only the weights are integers.
-            "INFERENCE_PRECISION_HINT": arithmetic,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": threads,
-            # No slower: two readings of the clock for each node.
-            "PERF_COUNT": True,
-        },
-    )
+    options = {
+        # OpenVINO's own choices are bfloat16 where the processor has it, and integer
+        # activations in layers of which only the weights are integers.
+        "INFERENCE_PRECISION_HINT": arithmetic,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+        # No slower: two readings of the clock for each node.
+        "PERF_COUNT": True,
+    }
+    try:
+        compiled = core.compile_model(_read(core, model), "CPU", options)
+    except RuntimeError:
+        fold_constants(model)
+        compiled = core.compile_model(_read(core, model), "CPU", options)
     request = compiled.create_infer_request()
 
     def run(arrays: Sequence[Array]) -> list[Array]:
@@ -65,6 +71,10 @@ def _core(openvino: Any) -> Any:
     the next signal that Python handles ends the process.
     """
     return openvino.Core()
+
+
+def _read(core: Any, model: ir.Model) -> Any:
+    return core.read_model(ir.serde.serialize_model(model).SerializeToString())
 
 
 def _integer_products(compiled: Any) -> set[str]:
