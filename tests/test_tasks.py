@@ -13,7 +13,7 @@ from bevquant.models.zoo import network
 from bevquant.run import look_at_labels, quantize_small
 from bevquant.tasks import Frames, load_shipped, shipped_task, task_error, task_loss
 
-NAMES = ["bevfusion_seg_small"]
+NAMES = ["bevfusion_seg_small", "bevfusion_occ_small"]
 
 
 @pytest.mark.slow
