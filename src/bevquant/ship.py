@@ -147,7 +147,8 @@ def evaluate_artefact(
         dataset = net.dataset(data, version, split, limit=limit)
         _check(dataset, settings)
         metrics = measure(loaded, dataset, settings, description=doing)
-    console.print(_metrics_table(f"{file.name} on {split} of {data}", metrics, expected))
+    console.print(f"{file.name} on {split} of {data}", highlight=False)
+    console.print(_metrics_table(metrics, expected))
     if json is not None:
         simulated = expected and expected.model_dump(mode="json")
         write_json(json, {**metrics.to_json(), "simulated": simulated})
@@ -216,12 +217,13 @@ def _size_table(out: Path, precision: str, size: Size) -> Table:
     return table
 
 
-def _metrics_table(title: str, metrics: Metrics, expected: Expected | None) -> Table:
-    figures = metrics.summary()
-    table = Table("", *figures, "frames", title=title)
-    table.add_row("measured", *(f"{value:.3f}" for value in figures.values()), str(metrics.frames))
-    if expected is not None:
-        known = expected.model_dump()
-        simulated = (f"{known[name]:.3f}" if name in known else "" for name in figures)
-        table.add_row("simulated", *simulated, str(expected.frames))
+def _metrics_table(metrics: Metrics, expected: Expected | None) -> Table:
+    """Return a row for each figure: occupancy has too many classes for a row of columns."""
+    columns = [{**metrics.summary(), "frames": metrics.frames}]
+    columns += [expected.model_dump()] if expected is not None else []
+    names = ("measured", "simulated")[: len(columns)]
+    table = Table("", *(Column(name, justify="right") for name in names))
+    for figure in columns[0]:
+        values = [column.get(figure, "") for column in columns]
+        table.add_row(figure, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
     return table
