@@ -13,6 +13,7 @@ from bevquant.deploy.artefact import check_path, read
 from bevquant.deploy.card import Card, Expected
 from bevquant.deploy.export import export
 from bevquant.deploy.lint import verdicts
+from bevquant.deploy.qdq import FLOAT
 from bevquant.deploy.runtime import load
 from bevquant.deploy.targets import Target, target_of
 from bevquant.errors import BevquantError
@@ -28,8 +29,6 @@ from bevquant.quant.refine import refine
 from bevquant.quant.size import Size
 from bevquant.quant.spec import Precision
 from bevquant.run import SHIPPED, calibration_batches, deployable, load_small, quantize_small
-
-FLOAT = "float"
 
 
 def export_artefact(
