@@ -31,11 +31,12 @@ class TrainRecipe(BaseModel):
 
 
 class CameraRecipe(BaseModel):
-    """How a shipped camera-only detector is made from the shipped BEVFusion's image branch.
+    """How a shipped camera-only detector is made from a shipped network's image branch.
 
     Attributes:
         name: name of the experiment, of its run folder and of the checkpoint.
         model: the network.
+        image_branch: the shipped network whose trained image backbone and neck it starts with.
         world: the generated data set; its validation split is measured.
         train: the optimisation.
     """
@@ -44,6 +45,7 @@ class CameraRecipe(BaseModel):
 
     name: str
     model: Literal["bevdepth4d_small", "petr_small"]
+    image_branch: Literal["bevfusion_small", "bevdepth4d_small"] = "bevfusion_small"
     world: WorldSettings
     train: DetectorSettings
 

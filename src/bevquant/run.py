@@ -92,7 +92,7 @@ def run_camera_training(recipe: CameraRecipe, out: Path, jobs: int) -> None:
     net = CAMERA[recipe.model]
     _start_training(recipe.world, recipe.train, out, jobs)
     model = net.build()
-    load_camera(model.camera, SHIPPED)
+    load_camera(model.camera, shipped(recipe.image_branch))
     _train(net, model, recipe.train, out)
 
 

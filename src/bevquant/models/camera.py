@@ -55,6 +55,14 @@ class CameraDetector(nn.Module, ABC):
             BevquantError: the batch has no boxes.
         """
 
+    def training_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms whose sum float training minimises: :meth:`losses`, or more.
+
+        Raises:
+            BevquantError: the batch has no boxes.
+        """
+        return self.losses(self(batch), batch)
+
 
 def calibration(batch: Batch) -> Tensor:
     """Return what BEVDepth's depth network is told of each camera, float32 [B, N, 27].

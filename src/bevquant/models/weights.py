@@ -83,12 +83,12 @@ def load_camera(camera: nn.Module, path: Path) -> None:
 
     Args:
         camera: holds ``img_backbone`` and ``img_neck``; its other modules stay as they are.
-        path: a file of :func:`save_weights`, of a BEVFusion.
+        path: a file of :func:`save_weights`, of a BEVFusion or of a camera-only detector.
 
     Raises:
         BevquantError: the file is missing, damaged, or its image branch is another.
     """
-    _load_parts(camera, IMAGE_BRANCH, path)
+    _load_parts(camera, IMAGE_BRANCH, path, "backbone.")  # where a BEVDepth has its image branch
 
 
 def import_checkpoint(module: nn.Module, path: Path, old_boxes: bool | None = None) -> None:
@@ -137,9 +137,9 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> 
     module.load_state_dict(state, strict=True)
 
 
-def _load_parts(module: nn.Module, names: Sequence[str], path: Path) -> None:
+def _load_parts(module: nn.Module, names: Sequence[str], path: Path, prefix: str = "") -> None:
     parts = nn.ModuleDict({name: module.get_submodule(name) for name in names})
-    state, _ = _read(path)
+    state = {name.removeprefix(prefix): value for name, value in _read(path)[0].items()}
     shared = {name: value for name, value in state.items() if name.partition(".")[0] in names}
     load_state(parts, shared, path)
 

@@ -130,6 +130,7 @@ def run_steps(
     started, before = time.monotonic(), state.seconds
     steps = track(batches.loader(state.step), "training", total=len(batches) - state.step)
     for parts in steps:
+        torch.manual_seed(settings.seed + state.step)  # what a step draws is a matter of the step
         row = train_step(state, replicas, [part.to(device) for part in parts], settings.clip)
         state.seconds = before + time.monotonic() - started
         curves.append({**row, "seconds": round(state.seconds, 2)})
@@ -198,8 +199,7 @@ def loss_terms(settings: LossSettings) -> Callable[[BEVFusion, Batch], dict[str,
 def camera_terms(model: CameraDetector, batch: Batch) -> dict[str, Tensor]:
     """Run a camera-only detector on a batch down to the terms of its loss."""
     with torch.autocast("cuda", torch.bfloat16, enabled=batch.images.is_cuda):
-        output = model(batch)
-    return model.losses(output, batch)
+        return model.training_terms(batch)
 
 
 def _describe(row: Row) -> str:

@@ -70,7 +70,7 @@ def losses(config: PETRHeadConfig, output: PETROutput, boxes: Sequence[Boxes]) -
         boxes: ground truth of the B frames.
     """
     device = output.logits.device
-    truths = [_in_range(truth, config) for truth in boxes]
+    truths = [in_range(truth, config) for truth in boxes]
     labels = [truth.labels.to(device) for truth in truths]
     wanted = [encode(truth.values.to(device)) for truth in truths]
     count = max(sum(len(truth) for truth in truths), 1)
@@ -85,6 +85,32 @@ def losses(config: PETRHeadConfig, output: PETROutput, boxes: Sequence[Boxes]) -
     return {"class": CLASS_WEIGHT * class_loss / count, "box": BOX_WEIGHT * box_loss / count}
 
 
+def noisy_losses(
+    output: PETROutput, counts: Sequence[int], truths: Sequence[Boxes]
+) -> dict[str, Tensor]:
+    """Return the terms ``noisy class`` and ``noisy box`` of queries that have their object.
+
+    Args:
+        output: predictions for B frames.
+        counts: how many of a frame's queries count: the first, in order of its objects.
+        truths: the objects in range.
+    """
+    device = output.logits.device
+    count = max(sum(counts), 1)
+    class_loss = box_loss = output.logits.new_zeros((), dtype=torch.float32)
+    for i, (n, truth) in enumerate(zip(counts, truths, strict=True)):
+        logits, codes = output.logits[:, i, :n].float(), output.codes[:, i, :n].float()
+        wanted = encode(truth.values.to(device)).expand_as(codes)
+        targets = torch.zeros_like(logits)
+        targets[:, torch.arange(n), truth.labels.to(device)] = 1
+        class_loss = class_loss + focal_loss(logits, targets)
+        box_loss = box_loss + l1_loss(codes.flatten(0, 1), wanted.flatten(0, 1), VELOCITY_WEIGHT)
+    return {
+        "noisy class": CLASS_WEIGHT * class_loss / count,
+        "noisy box": BOX_WEIGHT * box_loss / count,
+    }
+
+
 def _decode(config: PETRHeadConfig, scores: Tensor, codes: Tensor) -> Boxes:
     """Decode one frame: scores [Q, classes], codes [Q, 10]."""
     best, index = scores.flatten().topk(min(config.max_boxes, scores.numel()))
@@ -96,7 +122,7 @@ def _decode(config: PETRHeadConfig, scores: Tensor, codes: Tensor) -> Boxes:
     return Boxes(values[kept], index[kept] % config.num_classes, best[kept])
 
 
-def _in_range(truth: Boxes, config: PETRHeadConfig) -> Boxes:
+def in_range(truth: Boxes, config: PETRHeadConfig) -> Boxes:
     """Leave out the objects whose centre no query can predict."""
     low, high = truth.values.new_tensor(config.point_range).view(2, 3)
     kept = ((truth.values[:, :3] > low) & (truth.values[:, :3] < high)).all(1)

@@ -107,7 +107,7 @@ SMALL = PETRConfig(
     position=PositionConfig(bins=32, start=1.0, span=(-51.2, -51.2, -10.0, 51.2, 51.2, 10.0)),
     head=PETRHeadConfig(
         channels=96,
-        num_queries=200,
+        num_queries=100,
         num_layers=3,
         num_heads=4,
         ffn_channels=192,

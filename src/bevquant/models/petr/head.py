@@ -67,22 +67,27 @@ class PETRHead(nn.Module):
             features: [B * N, C, h, w] of the image neck.
             positions: [B, N, 3 D, h, w] of :func:`~bevquant.models.petr.position.positions`.
         """
+        return self.predict(*self.memory(features, positions), self.reference_points.weight)
+
+    def memory(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values [B, N * h * w, channels] of what :meth:`forward` gets."""
         frames = len(positions)
         value = self.input_proj(features)
         views = self.adapt_pos3d(self.view_sines).repeat(frames, 1, 1, 1)
         key = value + self.position_encoder(positions.flatten(0, 1)) + views
-        reference = self.reference_points.weight
-        query_code = self.query_embedding(sines(reference[:, [1, 0, 2]], self.config.channels // 2))
-        query = torch.zeros_like(query_code).expand(frames, -1, -1)
-        layers = self.transformer["decoder"](
-            query, query_code, _tokens(key, frames), _tokens(value, frames)
-        )
+        return _tokens(key, frames), _tokens(value, frames)
+
+    def predict(self, key: Tensor, value: Tensor, reference: Tensor) -> PETROutput:
+        """Predict from keys and values by queries at places from 0 to 1, [Q, 3] or [B, Q, 3]."""
+        code = self.query_embedding(sines(reference[..., [1, 0, 2]], self.config.channels // 2))
+        query = torch.zeros_like(code).expand(len(key), -1, -1)
+        layers = self.transformer["decoder"](query, code, key, value)
         logits = [self.cls_branches[0](y) for y in layers]
         codes = [self._placed(self.reg_branches[0](y), reference) for y in layers]
         return PETROutput(torch.stack(logits), torch.stack(codes))
 
     def _placed(self, code: Tensor, reference: Tensor) -> Tensor:
-        """Turn what a branch says [B, Q, 10] relative to the reference points into metres."""
+        """Turn what a branch says [B, Q, 10] relative to the queries' places into metres."""
         low, high = code.new_tensor(self.config.point_range).view(2, 3)
         center = (code[..., :3] + reference.logit(1e-5)).sigmoid() * (high - low) + low
         return torch.cat((center, code[..., 3:]), -1)

@@ -11,6 +11,7 @@ from bevquant.models.camera import CameraDetector
 from bevquant.models.image_branch import image_backbone, image_features, image_neck
 from bevquant.models.petr import boxes
 from bevquant.models.petr.config import PETRConfig
+from bevquant.models.petr.denoise import noisy
 from bevquant.models.petr.head import PETRHead, PETROutput
 from bevquant.models.petr.position import lines_of_sight, positions
 
@@ -63,9 +64,23 @@ class PETR(CameraDetector):
 
     def network(self, inputs: PETRInput) -> PETROutput:
         """Run the layers."""
-        features = image_features(self.img_backbone, self.img_neck, inputs.images.flatten(0, 1))
-        output: PETROutput = self.pts_bbox_head(features, inputs.positions)
+        output: PETROutput = self.pts_bbox_head(self._features(inputs), inputs.positions)
         return output
+
+    def training_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms of :meth:`losses`, and those of noisy queries beside the objects."""
+        inputs, head = self.prepare(batch), self.pts_bbox_head
+        if batch.boxes is None:
+            raise BevquantError("boxes: the batch has none; train on an annotated split")
+        truths = [boxes.in_range(each, self.config.head) for each in batch.boxes]
+        queries = noisy(self.config.head, truths)
+        key, value = head.memory(self._features(inputs), inputs.positions)
+        output = head.predict(key, value, head.reference_points.weight)
+        beside = head.predict(key, value, queries.reference.to(key.device))
+        return self.losses(output, batch) | boxes.noisy_losses(beside, queries.counts, truths)
+
+    def _features(self, inputs: PETRInput) -> Tensor:
+        return image_features(self.img_backbone, self.img_neck, inputs.images.flatten(0, 1))
 
     def decode(self, output: PETROutput) -> list[Boxes]:
         """Turn raw predictions into boxes, one :class:`Boxes` per frame."""
