@@ -25,6 +25,8 @@ def draw_metric(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
     axes = figure.add_subplot()
     for name, seeds in curves.items():
         points = list(zip(*(curve for curve in seeds if curve), strict=True))
+        if not points:
+            continue
         steps = [seed_points[0][0] for seed_points in points]
         axes.plot(steps, [fmean(y for _, y in each) for each in points], marker=".", label=name)
     axes.set(xlabel="step", ylabel="metric on a few validation frames")

@@ -28,7 +28,15 @@ RULES: Mapping[str, Rule] = {
     "low half, mse, all quantized": Rule(Quantile(0.5), upstream=True),
     "high half, mse": Rule(Quantile(0.5), lowest=False),
 }
-COMPARED = ("QAT", "PTQAT", "inverted", RANDOM, "promising half")
+COMPARED = (
+    "QAT",
+    "PTQAT",
+    "inverted",
+    RANDOM,
+    "low half, mse",
+    "high half, mse",
+    "promising half",
+)
 
 
 def select(name: str, candidates: Sequence[Candidate], seed: int) -> Selection:
