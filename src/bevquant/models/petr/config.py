@@ -34,6 +34,8 @@ class PETRHeadConfig(Config):
         num_heads: attention heads.
         ffn_channels: hidden channels of a layer's feed-forward network.
         dropout: probability, in a layer.
+        placed_values: whether what is attended to tells its position too; the published
+            network has positions in its keys only, and needs far more frames to learn from.
         num_classes: object classes.
         point_range: where objects are.
         center_range: boxes with their centre outside are dropped.
@@ -46,6 +48,7 @@ class PETRHeadConfig(Config):
     num_heads: int
     ffn_channels: int
     dropout: float
+    placed_values: bool
     num_classes: int = 10
     point_range: Range
     center_range: Range
@@ -85,6 +88,7 @@ FULL = PETRConfig(
         num_heads=8,
         ffn_channels=2048,
         dropout=0.1,
+        placed_values=False,
         point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         center_range=(-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
     ),
@@ -112,6 +116,7 @@ SMALL = PETRConfig(
         num_heads=4,
         ffn_channels=192,
         dropout=0.0,
+        placed_values=True,
         point_range=(-44.8, -44.8, -5.0, 44.8, 44.8, 3.0),
         center_range=(-51.2, -51.2, -10.0, 51.2, 51.2, 10.0),
     ),

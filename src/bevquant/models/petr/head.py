@@ -69,12 +69,21 @@ class PETRHead(nn.Module):
         """
         return self.predict(*self.memory(features, positions), self.reference_points.weight)
 
+    @property
+    def cross_products(self) -> list[nn.Module]:
+        """The products of queries and keys in each layer's cross-attention."""
+        layers = range(self.config.num_layers)
+        name = "transformer.decoder.layers.{}.attentions.1.attn.q_k_matmul"
+        return [self.get_submodule(name.format(layer)) for layer in layers]
+
     def memory(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [B, N * h * w, channels] of what :meth:`forward` gets."""
         frames = len(positions)
         value = self.input_proj(features)
         views = self.adapt_pos3d(self.view_sines).repeat(frames, 1, 1, 1)
         key = value + self.position_encoder(positions.flatten(0, 1)) + views
+        if self.config.placed_values:
+            value = key
         return _tokens(key, frames), _tokens(value, frames)
 
     def predict(self, key: Tensor, value: Tensor, reference: Tensor) -> PETROutput:

@@ -1,5 +1,6 @@
 """PETR: image branch and head."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,13 +8,16 @@ from torch import Tensor, nn
 
 from bevquant.data.frame import CAMERAS, Batch, Boxes
 from bevquant.errors import BevquantError
+from bevquant.models.bevfusion.lift_splat import unproject
 from bevquant.models.camera import CameraDetector
 from bevquant.models.image_branch import image_backbone, image_features, image_neck
 from bevquant.models.petr import boxes
 from bevquant.models.petr.config import PETRConfig
-from bevquant.models.petr.denoise import noisy
+from bevquant.models.petr.denoise import attention_loss, lines_to, noisy, watched
 from bevquant.models.petr.head import PETRHead, PETROutput
 from bevquant.models.petr.position import lines_of_sight, positions
+
+ATTENTION_WEIGHT = 0.2
 
 
 class PETRInput(NamedTuple):
@@ -68,7 +72,7 @@ class PETR(CameraDetector):
         return output
 
     def training_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the terms of :meth:`losses`, and those of noisy queries beside the objects."""
+        """Return the terms of :meth:`losses`, and those of noisy queries, see ``denoise.py``."""
         inputs, head = self.prepare(batch), self.pts_bbox_head
         if batch.boxes is None:
             raise BevquantError("boxes: the batch has none; train on an annotated split")
@@ -76,8 +80,24 @@ class PETR(CameraDetector):
         queries = noisy(self.config.head, truths)
         key, value = head.memory(self._features(inputs), inputs.positions)
         output = head.predict(key, value, head.reference_points.weight)
-        beside = head.predict(key, value, queries.reference.to(key.device))
-        return self.losses(output, batch) | boxes.noisy_losses(beside, queries.counts, truths)
+        with watched(head.cross_products) as scores:
+            beside = head.predict(key, value, queries.reference.to(key.device))
+        return {
+            **self.losses(output, batch),
+            **boxes.noisy_losses(beside, queries.counts, truths),
+            "attention": ATTENTION_WEIGHT * attention_loss(scores, self._lines_to(truths, batch)),
+        }
+
+    def _lines_to(self, truths: Sequence[Boxes], batch: Batch) -> list[Tensor]:
+        """Return the cells of all cameras in which the objects of each frame have their centres."""
+        ends = self.lines[:1].repeat(2, 1, 1, 1)
+        ends[..., :2] += self.config.stride / 2
+        ends[:, ..., 2] = torch.arange(2.0, device=ends.device)[:, None, None]
+        start, end = torch.stack(unproject(ends, batch), -1).unbind(2)
+        return [
+            lines_to(truth.values[:, :3].to(start.device), first.flatten(0, 2), last.flatten(0, 2))
+            for truth, first, last in zip(truths, start, end, strict=True)
+        ]
 
     def _features(self, inputs: PETRInput) -> Tensor:
         return image_features(self.img_backbone, self.img_neck, inputs.images.flatten(0, 1))
