@@ -21,6 +21,7 @@ from bevquant.ptqat.settings import Training
 from bevquant.ptqat.steps import indices
 from bevquant.ptqat.task import Task
 from bevquant.ptqat.train import train
+from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, quant_modules
 
 BATCHES = [noise(2, 3, 8, 8, seed=seed) for seed in range(4)]
@@ -114,7 +115,7 @@ def test_distillation_brings_the_outputs_closer(model: nn.Module, extra: dict[st
 
     before, scales = error(), model.get_submodule("up.0").weight_params.scale
     found = train(model, CHOSEN, task, Training(steps=30, lr=0.01, **extra))
-    rel, gain = (0.05, 1.0) if "bfloat16" in extra else (1e-5, 0.9)
+    rel, gain = (0.1, 1.0) if "bfloat16" in extra else (1e-5, 0.9)
     assert found.before == pytest.approx(before, rel=rel)
     assert found.after == pytest.approx(error(), rel=rel)
     assert error() < gain * before
@@ -271,6 +272,26 @@ def test_every_epoch_sees_every_batch_once() -> None:
     epochs = [seen[start : start + 6] for start in range(0, 24, 6)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_weights_start_near_float_within_their_cells(model: nn.Module) -> None:
+    chosen = [x for x in quant_modules(model) if isinstance(x, QuantLayer) and x.rounded]
+    near = 0
+    with training(model, [layer.name for layer in chosen]) as trained:
+        for layer, latent in zip(chosen, (each.latent.detach() for each in trained), strict=True):
+            grid, codes = layer.weight_params, layer.weight_codes
+            weight = weight_of(layer.wrapped).detach()
+            steps = latent / grid.scale + grid.zero_point
+            assert torch.equal(steps.round().int(), codes)
+            # Beyond no other place in the cell: between the float weight and its integer.
+            wanted = weight / grid.scale + grid.zero_point
+            inside = (wanted - codes).abs() < 0.39
+            torch.testing.assert_close(steps[inside], wanted[inside], atol=1e-4, rtol=0)
+            outside = (wanted - codes).abs() > 0.41
+            sides = (wanted - codes)[outside].sign() * 0.4
+            torch.testing.assert_close((steps - codes)[outside], sides, atol=1e-4, rtol=0)
+            near += int(outside.sum())
+    assert near > 0
 
 
 def test_what_cannot_be_trained_is_refused(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.errors import BevquantError
 from bevquant.evaluate import evaluate, float_predictor
 from bevquant.files import sha256
+from bevquant.memory import keep_freed_memory
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.progress import console, track
 from bevquant.quant.genes import thesis_genes
@@ -181,8 +182,9 @@ def cores() -> int:
 
 
 def start_worker() -> None:
-    """Prepare a worker process: one thread, no bars."""
+    """Prepare a worker process: one thread, no bars, an allocator that keeps its memory."""
     console.quiet = True  # several bars in one terminal overwrite each other
+    keep_freed_memory()
     torch.set_num_threads(1)
 
 

@@ -13,6 +13,9 @@ from bevquant.quant.affine import QuantParams
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, Rounding, quant_modules, swap
 
+CELL = 0.4
+"""How far from its integer a weight may start, in steps; at 0.5 it would be the next integer."""
+
 
 class TrainedLayer(QuantLayer):
     """A quantized layer that learns: it stands in its place while it is trained.
@@ -38,7 +41,7 @@ class TrainedLayer(QuantLayer):
         grid = layer.weight_params
         assert layer.precision is not None
         rounding = layer.rounded.get(layer.precision)
-        start = weight if rounding is None else affine.dequantize(rounding.codes, rounding.params)
+        start = weight if rounding is None else _within_cells(weight, rounding)
         self._grid = _on(grid, weight.device)
         self.latent = nn.Parameter(start.to(weight.device, torch.float32, copy=True))
         bias = layer.learned_bias
@@ -132,6 +135,17 @@ def training(
             module.training = mode
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+def _within_cells(weight: Tensor, rounding: Rounding) -> Tensor:
+    """Return the values nearest to ``weight`` that clearly round to the learned integers.
+
+    An integer is the sooner left, the nearer its neighbour is to the float weight.
+    """
+    grid = _on(rounding.params, weight.device)
+    middle = affine.dequantize(rounding.codes.to(weight.device), grid)
+    reach = CELL * grid.scale
+    return torch.minimum(torch.maximum(weight.float(), middle - reach), middle + reach)
 
 
 def _on(grid: QuantParams, device: torch.device) -> QuantParams:

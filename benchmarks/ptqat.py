@@ -1,0 +1,138 @@
+"""Which layers are worth training: our rule against all of them, and against either half.
+
+Runs the five recipes ``recipes/ptqat_*_small.yaml`` (W4A8, each from refined and reconstructed
+weights, equal steps, their seeds), and PETR at W8A8. Points are hundredths of NDS or mIoU, of
+a generated world. Whatever is finished is kept in ``--folder``, and the same command continues:
+hours on two cores.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from _rows import Row, conclude, of_seeds, parser
+
+import bevquant as bq
+from bevquant.experiments.ptqat import run_ptqat_table
+from bevquant.experiments.ptqat_recipe import PtqatTable
+from bevquant.experiments.ptqat_rows import metrics, split
+from bevquant.experiments.ptqat_rules import PTQ
+from bevquant.files import read_json
+from bevquant.models.zoo import network
+from bevquant.recipe import load_recipe
+from bevquant.run import ensure_world
+from bevquant.steps import Steps
+from bevquant.tasks import Frames, load_shipped
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+NETWORKS = (
+    "bevdepth4d_small",
+    "petr_small",
+    "bevfusion_small",
+    "bevfusion_seg_small",
+    "bevfusion_occ_small",
+)
+DEFAULT, ALL, LOW, HIGH = "promising half", "QAT", "low half, mse", "high half, mse"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The figures of one network.
+
+    Attributes:
+        points: of each row and seed, hundredths; ``float`` among them.
+        rows: all figures of each row and seed.
+    """
+
+    points: Mapping[str, Sequence[float]]
+    rows: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        """Read what an experiment wrote."""
+        found = read_json(path)
+        rows = found["rows"]
+        key = "NDS" if "NDS" in found["float"] else "mIoU"
+        points = {name: [100 * row[key] for row in seeds] for name, seeds in rows.items()}
+        points["float"] = [100 * found["float"][key]] * len(points[PTQ])
+        return cls(points, rows)
+
+    def ratio(self, figure: str) -> float:
+        """Return the sum over the seeds of a figure of our rule, over that of QAT."""
+        ours, theirs = (sum(row[figure] for row in self.rows[name]) for name in (DEFAULT, ALL))
+        return float(ours / theirs)
+
+
+def measure(folder: Path, jobs: int) -> Sequence[Row]:
+    recipes = {name: load_recipe(RECIPES / f"ptqat_{name}.yaml", PtqatTable) for name in NETWORKS}
+    ensure_world(folder / "world", recipes[NETWORKS[0]].world, jobs)
+    for name, recipe in recipes.items():
+        (folder / name).mkdir(exist_ok=True)
+        if not (folder / name / "world").exists():
+            (folder / name / "world").symlink_to("../world")
+        run_ptqat_table(recipe, folder / name, jobs)
+    tables = [Table.read(folder / name / "table.json") for name in NETWORKS]
+    mean = {
+        name: np.mean([table.points[name] for table in tables], axis=0).tolist()
+        for name in tables[0].points
+    }
+    half = max(LOW, HIGH, key=lambda name: fmean(mean[name]))
+    gains = [np.subtract(table.points[DEFAULT], table.points[PTQ]).tolist() for table in tables]
+    above = [gain for seeds in gains for gain in seeds]
+    w8a8 = _petr(recipes["petr_small"], folder)
+    return [
+        _difference("default rule over QAT of all layers, points", 0, mean[DEFAULT], mean[ALL]),
+        _difference(f"default rule over {half}, the better, points", 0, mean[DEFAULT], mean[half]),
+        _most("trained parameters, of all", 0.5, [table.ratio("parameters") for table in tables]),
+        _most("seconds of a step, of QAT's", 1, [table.ratio("seconds") for table in tables]),
+        _most("memory of a step, of QAT's", 1, [table.ratio("bytes") for table in tables]),
+        _difference("W4A8 over float, points", -0.5, mean[DEFAULT], mean["float"]),
+        of_seeds("W4A8 over its start, points, worst run", "at least", 0, above, min(above)),
+        _difference("petr_small, W8A8 over float, points", -1, *w8a8),
+    ]
+
+
+def _petr(recipe: PtqatTable, folder: Path) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the points of W8A8, refined, and of float, for each seed."""
+    out = folder / recipe.network
+    steps = Steps(folder / "w8a8", recipe.model_dump(mode="json"))
+    net = network(recipe.network)
+
+    def nds(seed: int) -> float:
+        train_set = split(recipe, out, "world_train")
+        frames = list(Frames(train_set, net.preprocess, recipe.frames, seed))
+        model = load_shipped(recipe.network)
+        bq.fold_batchnorm(model, frames[0])
+        bq.quantize(model, bq.W8A8)
+        bq.calibrate(model, frames)
+        bq.refine(model, frames)
+        return float(metrics(recipe, out, model)["NDS"])
+
+    found = [100 * steps.run(f"{seed}", partial(nds, seed)) for seed in range(recipe.seeds)]
+    return found, Table.read(out / "table.json").points["float"]
+
+
+def _difference(figure: str, goal: float, ours: Sequence[float], theirs: Sequence[float]) -> Row:
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return of_seeds(figure, "at least", goal, differences, fmean(differences))
+
+
+def _most(figure: str, goal: float, networks: Sequence[float]) -> Row:
+    return of_seeds(f"{figure}, worst network", "at most", goal, networks, max(networks))
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser("ptqat")
+    options.add_argument("--folder", type=Path, default=Path("runs/benchmark_ptqat"))
+    options.add_argument("--jobs", type=int, default=2, help="seeds side by side")
+    return options
+
+
+if __name__ == "__main__":
+    chosen = _options().parse_args()
+    conclude("ptqat", measure(chosen.folder, chosen.jobs), chosen.json)
