@@ -12,6 +12,7 @@ import bevquant as bq
 from bevquant.data.frame import Batch, Boxes
 from bevquant.models.petr import FULL, PETR, SMALL, PETRConfig, PETROutput
 from bevquant.models.petr.boxes import assign, decode, encode, losses
+from bevquant.models.petr.denoise import NOISE, attention_loss, noisy
 from bevquant.models.petr.position import line_depths, positions, sines, view_sines
 from bevquant.models.weights import load_camera
 from bevquant.models.zoo import shipped
@@ -161,6 +162,75 @@ def test_losses_fall_on_two_frames(batch: Batch) -> None:
         optimizer.step()
         totals.append(total.item())
     assert totals[-1] < 0.7 * totals[0]
+
+
+def test_noisy_queries_are_near_their_objects(batch: Batch) -> None:
+    config = toy_config().head
+    assert batch.boxes is not None
+    few = Boxes(batch.boxes[0].values[:1], batch.boxes[0].labels[:1])
+    torch.manual_seed(0)
+    found = noisy(config, [batch.boxes[0], few])
+    assert found.counts == (3, 1)
+    low, high = torch.tensor(config.point_range).view(2, 3)
+    places = found.reference * (high - low) + low
+    off = (places[0] - batch.boxes[0].values[:, :3]).abs()
+    assert (off <= torch.tensor(NOISE) + 1e-4).all()
+    assert off.max() > 0.3
+    assert (found.reference[1, 1:] == 0.5).all()
+
+
+def test_queries_shall_look_where_the_camera_sees_the_object(batch: Batch) -> None:
+    model = PETR(toy_config())
+    assert batch.boxes is not None
+    height, width = 8, 16
+    for frame, lines in enumerate(model._lines_to(batch.boxes, batch)):
+        seen = 0
+        for center, line in zip(batch.boxes[frame].values[:, :3], lines, strict=True):
+            point = torch.cat((center, torch.ones(1)))
+            unmoved = torch.linalg.solve(batch.lidar_augmentation[frame], point)
+            cells = set()
+            for camera in range(6):
+                u, v, depth, _ = batch.lidar2image[frame, camera] @ unmoved
+                stored = torch.stack((u / depth, v / depth, torch.tensor(1.0)))
+                image = batch.image_augmentation[frame, camera]
+                column, row = ((image[:2, :2] @ stored[:2] + image[:2, 3]) / 8).floor().int()
+                if depth > 0 and 0 <= column < width and 0 <= row < height:
+                    cells.add((camera * height + int(row)) * width + int(column))
+            if cells:
+                assert int(line) in cells
+                seen += 1
+        assert seen > 0
+
+
+def test_attention_loss_is_small_where_one_head_looks_there() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(2, 4, 3, 50)
+    wanted = [torch.tensor([7, 7, 30]), torch.tensor([49])]
+    attention = scores.softmax(-1).mean(1)
+    paid = [attention[0, 0, 7], attention[0, 1, 7], attention[0, 2, 30], attention[1, 0, 49]]
+    expected = -torch.stack(paid).log().mean()
+    torch.testing.assert_close(attention_loss([scores, scores], wanted), 2 * expected)
+    none = [torch.empty(0, dtype=torch.int64)] * 2
+    assert attention_loss([scores], none) == 0
+
+
+def test_noisy_queries_leave_the_learned_ones_alone(batch: Batch) -> None:
+    torch.manual_seed(0)
+    model = PETR(toy_config())
+    plain = model.losses(model(batch), batch)
+    terms = model.training_terms(batch)
+    assert {name: terms[name] for name in plain} == plain
+    assert set(terms) - set(plain) == {"noisy class", "noisy box", "attention"}
+    total = torch.stack(list(terms.values())).sum()
+    gradients = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_frames_without_objects_can_be_learned_from(batch: Batch) -> None:
+    nothing = Boxes(torch.empty(0, 9), torch.empty(0, dtype=torch.int64))
+    model = PETR(toy_config())
+    terms = model.training_terms(dataclasses.replace(batch, boxes=(nothing, nothing)))
+    assert all(term.isfinite() for term in terms.values())
 
 
 def test_quantized_it_still_works(batch: Batch) -> None:
