@@ -32,13 +32,20 @@ class Frames(Sequence[Batch]):
         preprocess: of the network.
         count: how many frames, all if there are fewer.
         seed: which ones.
+        skip: how many of the seed's frames others have taken already.
     """
 
     def __init__(
-        self, dataset: NuScenesDataset, preprocess: Preprocess, count: int, seed: int
+        self,
+        dataset: NuScenesDataset,
+        preprocess: Preprocess,
+        count: int,
+        seed: int,
+        *,
+        skip: int = 0,
     ) -> None:
         order = np.random.default_rng((seed, 1)).permutation(len(dataset))
-        self._chosen = [int(index) for index in order[:count]]
+        self._chosen = [int(index) for index in order[skip : skip + count]]
         self._dataset, self._preprocess = dataset, preprocess
 
     def __len__(self) -> int:

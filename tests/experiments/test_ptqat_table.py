@@ -46,6 +46,7 @@ def keep_figures(recipe: PtqatTable, out: Path, names: tuple[str, ...]) -> None:
         for seed in range(2):
             row = dict.fromkeys(names, 0.3 + place / 100 + seed / 50) | {"layers": ["a"] * place}
             row |= {"parameters": 1000 * place, "seconds": 3.0 + seed, "bytes": 2_000_000}
+            row |= {"loss": [7.0 + seed, 5.0 + seed] if place else []}
             row |= {"curve": [[1, 0.2], [2, 0.3]] if place else []}
             steps.run(f"{name}-{seed}", lambda row=row: row)
 
@@ -67,7 +68,8 @@ def test_means_and_spread(network: str, names: tuple[str, ...], tmp_path: Path) 
     assert table["float"][:count] == ["0.600"] * count
     # Of 0.30 and 0.32: mean 0.31, standard deviation 0.01.
     assert table[PTQ][:count] == ["0.310 ± 0.010"] * count
-    assert table["QAT"][count:] == ["1", "1,000", "4", "2 MB"]
+    assert table["QAT"][count:] == ["5.5", "1", "1,000", "4", "2 MB"]
+    assert table[PTQ][count] == "7.5"
     kept = json.loads((out / "table.json").read_text())
     assert list(kept["rows"]) == [PTQ, *COMPARED]
     assert kept["recipe"]["seeds"] == 2

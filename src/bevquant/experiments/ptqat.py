@@ -75,14 +75,17 @@ def _measure_float(recipe: PtqatTable, out: Path) -> None:
     finished(recipe, out).run(FLOAT, lambda: metrics(recipe, out, model))
 
 
-COSTS = ("layers", "trained parameters", "seconds", "memory of a step")
+COSTS = ("loss of frames kept back", "layers", "trained parameters", "seconds", "memory of a step")
 
 
 def _table(float_: Mapping[str, Any], figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return means over the seeds, and the standard deviations of the metrics."""
     names = [name for name in HEADLINES if name in float_]
     rows = [["float", *(metric(float_[name]) for name in names), *("" for _ in COSTS)]]
+    before = next((rows for rows in figures.values() if all(row["loss"] for row in rows)), ())
     for label, seeds in figures.items():
+        trained = all(row["loss"] for row in seeds)
+        losses = [row["loss"][1] for row in seeds] if trained else [r["loss"][0] for r in before]
         means = {
             key: fmean(row[key] for row in seeds) for key in ("parameters", "seconds", "bytes")
         }
@@ -94,6 +97,7 @@ def _table(float_: Mapping[str, Any], figures: Mapping[str, Sequence[Mapping[str
             [
                 label,
                 *cells,
+                f"{fmean(losses):.4g}" if losses else "",
                 f"{fmean(len(row['layers']) for row in seeds):.0f}",
                 f"{means['parameters']:,.0f}",
                 f"{means['seconds']:.0f}",

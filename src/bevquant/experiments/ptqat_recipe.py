@@ -21,6 +21,8 @@ class PtqatTable(BaseModel):
             from the other. Never nuScenes' own figures.
         frames: to calibrate and to reconstruct on, the first of those to train on.
         train_frames: to train on.
+        judge_frames: more of the training split, on which the weights are judged while a row
+            is trained.
         curve_frames: first validation frames, on which the metric is followed while a row
             is trained.
         precision: of all layers; ``W4A16`` for weights only.
@@ -37,6 +39,7 @@ class PtqatTable(BaseModel):
     world: WorldSettings
     frames: int = Field(ge=1)
     train_frames: int = Field(ge=1)
+    judge_frames: int = Field(default=12, ge=1)
     curve_frames: int = Field(default=8, ge=1)
     precision: str = "W4A8"
     labels: bool = True

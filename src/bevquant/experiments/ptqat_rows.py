@@ -95,7 +95,14 @@ def _trained(
 ) -> Row:
     """Train ``layers`` from the start, if there are any, and evaluate."""
     model = _start(recipe, out, seed)
-    row: Row = {"layers": layers, "parameters": 0, "seconds": 0.0, "bytes": 0, "curve": []}
+    row: Row = {
+        "layers": layers,
+        "parameters": 0,
+        "seconds": 0.0,
+        "bytes": 0,
+        "loss": [],
+        "curve": [],
+    }
     if layers:
         settings = recipe.training.model_copy(update={"seed": seed})
         folder = out / step_name(name, seed)
@@ -104,6 +111,7 @@ def _trained(
         steps = Curves(folder / "curves.jsonl", settings.steps).rows()
         row |= {
             "parameters": found.parameters,
+            "loss": [found.before, found.after],
             "seconds": sum(step["seconds"] for step in steps),
             "curve": [[step["step"], step["metric"]] for step in steps if "metric" in step],
         }
@@ -112,7 +120,11 @@ def _trained(
 
 def _task(recipe: PtqatTable, out: Path, seed: int) -> Task:
     dataset = split(recipe, out, "world_train")
-    task = shipped_task(recipe.network, dataset, recipe.train_frames, seed=seed)
+    preprocess = network(recipe.network).preprocess
+    judged = Frames(dataset, preprocess, recipe.judge_frames, seed, skip=recipe.train_frames)
+    task = shipped_task(
+        recipe.network, dataset, recipe.train_frames, seed=seed, validation=list(judged)
+    )
     return replace(
         task,
         loss=task.loss if recipe.labels else None,
