@@ -27,7 +27,7 @@ class Training(BaseModel):
 
     steps: int = Field(default=200, ge=1)
     batch_size: int = Field(default=1, ge=1)
-    lr: float = Field(default=5e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     distillation: float = Field(default=1.0, ge=0)
     learn_scale: bool = False
     bfloat16: bool = False
