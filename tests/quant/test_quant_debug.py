@@ -6,6 +6,7 @@ from quant_nets import ResNet, TwoSensors, noise, seeded, two_sensor_batch
 from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
+from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.debug import DROP, FLOOR, debug, histogram
 from bevquant.quant.equalize import equalize
@@ -178,3 +179,32 @@ def test_misuse_is_refused() -> None:
         debug(chain(), [])
     with pytest.raises(BevquantError, match="no module was called"):
         debug(chain(), [X], forward=lambda model, batch: None)
+
+
+class Sharp(nn.Module):
+    """Attention with scores so large that the softmax picks one place of many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+        self.scores, self.mix = MatMul(), MatMul()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend from [1, L, 16] to itself."""
+        scores = self.scores(20 * self.query(x), self.key(x).transpose(1, 2))
+        y: Tensor = self.mix(scores.softmax(-1), x)
+        return y
+
+
+def test_a_softmax_that_magnifies_errors_is_named() -> None:
+    torch.manual_seed(0)
+    model, batches = Sharp(), [torch.randn(1, 64, 16) for _ in range(2)]
+    calibrate(quantize(model, W8A8), batches)
+    found = debug(model, batches)
+    assert found.finding is None
+    health = {layer.name: layer for layer in found.layers}
+    assert health["mix"].input_sqnr < health["scores"].sqnr - 10
+    assert "Errors grow before mix: all outputs up to there have at least 3" in str(found)
+    assert "More bits for the inputs of scores help." in str(found)
+    calibrate(quantize(plain := chain(), W8A8), [X])
+    assert "Errors grow" not in str(debug(plain, [X]))

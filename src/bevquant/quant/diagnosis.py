@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 
 FLOAT = "float"
+MAGNIFIED = 10.0
+"""Decibels that are lost between two quantized layers before it is said."""
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -120,8 +124,24 @@ class Diagnosis:
         worst = min(known, key=lambda layer: layer.sqnr or 0.0)
         return (
             "Everything is finite, and no layer falls off a cliff; the lowest output is that of "
-            f"{worst.name}, {_decibels(worst.sqnr)} dB."
+            f"{worst.name}, {_decibels(worst.sqnr)} dB.{self._magnified()}"
         )
+
+    def _magnified(self) -> str:
+        """Say between which quantized layers errors grow, where they do so for the first time.
+
+        A softmax does so: what is a small error of a score is a large one of a weight.
+        """
+        lowest = inf
+        for before, after in pairwise(x for x in self.layers if x.precision != FLOAT):
+            lowest = min(lowest, inf if before.sqnr is None else before.sqnr)
+            if after.input_sqnr is not None and after.input_sqnr < lowest - MAGNIFIED:
+                return (
+                    f"\nErrors grow before {after.name}: all outputs up to there have at least "
+                    f"{_decibels(lowest)} dB, its input {_decibels(after.input_sqnr)} dB. "
+                    f"More bits for the inputs of {before.name} help."
+                )
+        return ""
 
 
 def _decibels(value: float | None) -> str:
