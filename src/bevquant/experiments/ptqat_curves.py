@@ -20,7 +20,7 @@ def draw_metric(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
         curves: of each seed, by the name of the way.
         path: written atomically.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, seeds in curves.items():
@@ -31,6 +31,6 @@ def draw_metric(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
         axes.plot(steps, [fmean(y for _, y in each) for each in points], marker=".", label=name)
     axes.set(xlabel="step", ylabel="metric on a few validation frames")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
