@@ -38,8 +38,8 @@ def test_nothing_is_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ptqat_rows, "candidates", candidates)
     monkeypatch.setattr(ptqat_rows, "_trained", train)
-    monkeypatch.setattr(ptqat_rows, "_start", lambda *_: None)
-    monkeypatch.setattr(ptqat_rows, "_task", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(ptqat_rows, "start", lambda *_: None)
+    monkeypatch.setattr(ptqat_rows, "task_of", lambda *_: SimpleNamespace())
     ptqat_rows.measure_rows(recipe, tmp_path, seed=0)
     assert sorted(scored) == ["mse", "promise"]
     assert trained == [(), tuple("abcd"), tuple("ac"), tuple("bd")]

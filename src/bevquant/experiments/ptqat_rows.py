@@ -43,11 +43,11 @@ def measure_rows(recipe: PtqatTable, out: Path, seed: int) -> None:
 
     Rules that choose the same layers have the same row: it is trained once.
     """
-    task = _task(recipe, out, seed)
+    task = task_of(recipe, out, seed)
 
     @cache
     def scored(rule: Rule) -> list[Candidate]:
-        model = _start(recipe, out, seed)
+        model = start(recipe, out, seed)
         return candidates(model, task, rule, recipe.training.distillation)
 
     def row(name: str, before: Sequence[Row]) -> Row:
@@ -94,7 +94,7 @@ def _trained(
     recipe: PtqatTable, out: Path, task: Task, name: str, seed: int, layers: Sequence[str]
 ) -> Row:
     """Train ``layers`` from the start, if there are any, and evaluate."""
-    model = _start(recipe, out, seed)
+    model = start(recipe, out, seed)
     row: Row = {
         "layers": layers,
         "parameters": 0,
@@ -118,7 +118,8 @@ def _trained(
     return {**row, **metrics(recipe, out, model)}
 
 
-def _task(recipe: PtqatTable, out: Path, seed: int) -> Task:
+def task_of(recipe: PtqatTable, out: Path, seed: int) -> Task:
+    """Return what every row of a seed is trained on, judged on and followed by."""
     dataset = split(recipe, out, "world_train")
     preprocess = network(recipe.network).preprocess
     judged = Frames(dataset, preprocess, recipe.judge_frames, seed, skip=recipe.train_frames)
@@ -132,7 +133,7 @@ def _task(recipe: PtqatTable, out: Path, seed: int) -> Task:
     )
 
 
-def _start(recipe: PtqatTable, out: Path, seed: int) -> nn.Module:
+def start(recipe: PtqatTable, out: Path, seed: int) -> nn.Module:
     """Return the network, refined and reconstructed, that every row of a seed starts from."""
     dataset = split(recipe, out, "world_train")
     frames = Frames(dataset, network(recipe.network).preprocess, recipe.frames, seed)

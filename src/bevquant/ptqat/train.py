@@ -91,7 +91,7 @@ def train(
     }
     originals = {layer.name: layer for layer in _weighted(model)}
     with training(model, layers, settings.learn_scale) as trained:
-        state = _initial(trained, settings)
+        state = initial(trained, settings)
         try:
             with recomputing(model) if settings.recompute else nullcontext():
                 _run(model, state, task, settings, identity, folder)
@@ -149,7 +149,8 @@ def _run(
         draw(curves.rows(), folder / "curves.png")
 
 
-def _initial(trained: Sequence[TrainedLayer], settings: Training) -> State:
+def initial(trained: Sequence[TrainedLayer], settings: Training) -> State:
+    """Return the state before the first step."""
     learned = {name: p for layer in trained for name, p in layer.learned.items()}
     return State(
         learned=learned,
