@@ -39,7 +39,11 @@ def test_a_threshold_and_its_inversion_split_the_layers(
     low = Rule(Theta(theta)).select(rows)
     high = Rule(Theta(theta), lowest=False).select(rows)
     assert sorted(low.layers + high.layers) == sorted(row.layer for row in rows)
-    assert low.trained_weights + high.trained_weights == low.weights == sum(r.weights for r in rows)
+    assert (
+        low.trained_parameters + high.trained_parameters
+        == low.parameters
+        == sum(r.parameters for r in rows)
+    )
 
 
 def test_a_share_of_the_layers() -> None:
@@ -52,13 +56,13 @@ def test_a_share_of_the_layers() -> None:
 @given(candidates, st.floats(0, 1), st.booleans())
 def test_a_budget_is_kept_and_used(rows: list[Candidate], share: float, lowest: bool) -> None:
     selection = Rule(Budget(share), lowest=lowest).select(rows)
-    room = share * selection.weights - selection.trained_weights
-    assert room >= -1e-9 * selection.weights
-    assert all(c.trained or c.candidate.weights > room - 1e-6 for c in selection.choices)
+    room = share * selection.parameters - selection.trained_parameters
+    assert room >= -1e-9 * selection.parameters
+    assert all(c.trained or c.candidate.parameters > room - 1e-6 for c in selection.choices)
 
 
 def test_a_budget_passes_over_what_does_not_fit() -> None:
-    # 110 of 220 weights: a (100) and, after c and b are passed over, stem (10).
+    # 110 of 220 parameters: a (100) and, after c and b are passed over, stem (10).
     assert Rule(Budget(0.5)).select(CANDIDATES).layers == ("stem", "a")
 
 
@@ -81,7 +85,7 @@ def test_the_choice_is_shown(tmp_path: Path) -> None:
     console = Console(record=True, width=120)
     console.print(selection_table(selection))
     text = console.export_text()
-    assert "2 of 5 layers are trained: 140 of 220 weights (64%)" in text
+    assert "2 of 5 layers are trained: 140 of 220 parameters (64%)" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("│")}
     assert "trained" in lines["a"]
     assert "frozen" in lines["head"]

@@ -35,7 +35,8 @@ def test_from_the_rule_to_the_integers(tmp_path: Path, capsys: pytest.CaptureFix
     model = quantized(ResNet().eval(), batches)
     found = bq.ptqat(model, Task(batches), PROMISING, SHORT, tmp_path)
     assert sorted(trained(model)) == sorted(found.selection.layers) == sorted(found.trained.layers)
-    assert 0 < found.selection.trained_weights <= found.selection.weights / 2
+    assert 0 < found.trained.parameters <= found.selection.parameters / 2
+    assert found.trained.parameters == found.selection.trained_parameters
     assert f"{len(found.selection.layers)} of 8 layers are trained" in capsys.readouterr().out
     names = {"selection.png", "curves.png", "curves.jsonl", "checkpoint.pt"}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -58,7 +59,8 @@ def test_a_network_of_dictionaries_with_a_layer_that_is_never_called() -> None:
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return model(batch)["fused"].square().mean()
 
-    ptqat(model, Task(batches, loss=loss), EVERYTHING, SHORT)
+    found = ptqat(model, Task(batches, loss=loss), EVERYTHING, SHORT)
+    assert found.trained.parameters == found.selection.parameters
     assert sorted(trained(model)) == ["camera.0", "fuse", "voxels"]
 
 
@@ -96,5 +98,5 @@ def test_promise_of_a_layer_is_its_gradient_times_its_error() -> None:
     gradient = gradient * ((steps >= grid.quant_min - 0.5) & (steps <= grid.quant_max + 0.5))
     error = layer.weight_codes * grid.scale - layer.weight.detach()
     assert found["1"].score == pytest.approx(float((gradient * error).abs().mean()), rel=1e-5)
-    assert found["1"].weights == 8
+    assert found["1"].parameters == 8 + 2
     assert all(type(x) is QuantLayer for x in quant_modules(model))

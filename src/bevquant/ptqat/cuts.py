@@ -14,12 +14,12 @@ class Candidate:
 
     Attributes:
         layer: its name.
-        weights: number of elements of its weight.
+        parameters: number of its weights and biases.
         score: what it is judged by.
     """
 
     layer: str
-    weights: int
+    parameters: int
     score: float
 
 
@@ -81,10 +81,10 @@ class Quantile:
 
 @dataclass(frozen=True)
 class Budget:
-    """As many layers as a share of all weights allows; one that no longer fits is passed over.
+    """As many layers as a share of all parameters allows; one that no longer fits is passed over.
 
     Attributes:
-        share: 0..1 of the weights of all layers.
+        share: 0..1 of the weights and biases of all layers.
     """
 
     share: float = 0.5
@@ -94,17 +94,17 @@ class Budget:
 
     def take(self, candidates: Sequence[Candidate], lowest: bool) -> Sequence[Candidate]:
         """Return the layers that fit, the first first."""
-        room = self.share * sum(each.weights for each in candidates)
+        room = self.share * sum(each.parameters for each in candidates)
         taken = []
         for each in candidates:
-            if each.weights <= room:
+            if each.parameters <= room:
                 taken.append(each)
-                room -= each.weights
+                room -= each.parameters
         return taken
 
     def reason(self, measure: str, lowest: bool) -> str:
         """Return which layers those are."""
-        return f"{_end(lowest)} {measure}, within {self.share:.0%} of the weights"
+        return f"{_end(lowest)} {measure}, within {self.share:.0%} of the parameters"
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ class TrainedLayer(QuantLayer):
         return weight + (moved - moved.detach())  # + 0, with a gradient
 
 
+def parameters_of(layer: QuantLayer) -> int:
+    """Return how many weights and biases a layer has when it is trained with fixed scales."""
+    return weight_of(layer.wrapped).numel() + _output_channels(layer)
+
+
 @contextmanager
 def training(
     model: nn.Module, names: Collection[str], learn_scale: bool = False

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.ptqat.cuts import Candidate
-from bevquant.ptqat.layers import TrainedLayer, training
+from bevquant.ptqat.layers import TrainedLayer, parameters_of, training
 from bevquant.ptqat.objective import objective
 from bevquant.ptqat.task import Task
 from bevquant.quant import affine
@@ -26,7 +26,7 @@ def promises(
     The gradient is that of what training minimises, with all layers quantized, by the
     quantized weight: to first order the sum is what the loss wins when the quantization
     error of each weight that does harm is taken away. The mean compares layers of different
-    sizes under a budget of weights.
+    sizes under a budget of parameters.
 
     Args:
         model: quantized and calibrated.
@@ -49,7 +49,7 @@ def promises(
         for batch in track(batches, "promise of each layer"):
             torch.autograd.backward(objective(model, task, batch, distillation))
         scores = {layer.name: _score(layer) for layer in trained}
-    return [Candidate(x.name, weight_of(x.wrapped).numel(), scores[x.name]) for x in layers]
+    return [Candidate(x.name, parameters_of(x), scores[x.name]) for x in layers]
 
 
 def _score(layer: TrainedLayer) -> float:

@@ -82,14 +82,14 @@ class Selection:
         return tuple(each.candidate.layer for each in self.choices if each.trained)
 
     @property
-    def trained_weights(self) -> int:
-        """Number of weights that are trained."""
-        return sum(each.candidate.weights for each in self.choices if each.trained)
+    def trained_parameters(self) -> int:
+        """Number of weights and biases that are trained."""
+        return sum(each.candidate.parameters for each in self.choices if each.trained)
 
     @property
-    def weights(self) -> int:
-        """Number of weights of all quantized layers."""
-        return sum(each.candidate.weights for each in self.choices)
+    def parameters(self) -> int:
+        """Number of weights and biases of all quantized layers."""
+        return sum(each.candidate.parameters for each in self.choices)
 
 
 PAPER = Rule(Theta())
@@ -102,4 +102,4 @@ EVERYTHING = Rule(Quantile(1.0))
 """Quantization-aware training of all layers."""
 
 PROMISING = Rule(Budget(0.5), "promise", lowest=False)
-"""The half of the weights by which the task's loss can win most."""
+"""The half of the parameters by which the task's loss can win most."""

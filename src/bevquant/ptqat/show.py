@@ -11,21 +11,22 @@ from bevquant.ptqat.selection import Selection
 
 
 def selection_table(selection: Selection) -> Table:
-    """Return the layers, and how many weights are trained, as a table for the terminal."""
-    trained, everything = selection.trained_weights, selection.weights
+    """Return the layers, and how many parameters are trained, as a table for the terminal."""
+    trained, everything = selection.trained_parameters, selection.parameters
     table = Table(
         title=f"{len(selection.layers)} of {len(selection.choices)} layers are trained: "
-        f"{trained:,} of {everything:,} weights ({trained / everything:.0%})"
+        f"{trained:,} of {everything:,} parameters ({trained / everything:.0%})"
     )
     table.add_column("layer")
-    table.add_column("weights", justify="right")
+    table.add_column("parameters", justify="right")
     table.add_column(selection.measure, justify="right")
     table.add_column("")
     table.add_column("reason")
     for choice in selection.choices:
         layer = choice.candidate
         fate = "trained" if choice.trained else "frozen"
-        table.add_row(layer.layer, f"{layer.weights:,}", f"{layer.score:.3g}", fate, choice.reason)
+        size, score = f"{layer.parameters:,}", f"{layer.score:.3g}"
+        table.add_row(layer.layer, size, score, fate, choice.reason)
     return table
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from bevquant.errors import BevquantError
 from bevquant.progress import console
 from bevquant.ptqat.cuts import Candidate
+from bevquant.ptqat.layers import parameters_of
 from bevquant.ptqat.precheck import precheck
 from bevquant.ptqat.promise import promises
 from bevquant.ptqat.selection import PROMISING, Rule, Selection
@@ -15,6 +16,7 @@ from bevquant.ptqat.settings import Training
 from bevquant.ptqat.show import draw_selection, selection_table
 from bevquant.ptqat.task import Task
 from bevquant.ptqat.train import Trained, train
+from bevquant.quant.layers import QuantLayer, quant_modules
 
 CHECKED = 8
 """Batches that layers are judged on."""
@@ -49,7 +51,7 @@ def ptqat(
     Args:
         model: quantized, calibrated, and better reconstructed; its batch norms folded.
         task: data, and a loss if there are labels.
-        rule: which layers are trained. ``PROMISING``, the half of the weights that the
+        rule: which layers are trained. ``PROMISING``, the half of the parameters that the
             loss can win most by, is our measured default; ``PAPER`` trains the layers with
             an error below 0.01, ``INVERTED`` the others, ``EVERYTHING`` all of them.
         training: steps, learning rate and so on.
@@ -100,4 +102,5 @@ def candidates(
     rows = precheck(
         model, batches, task.forward, upstream=rule.upstream, granularity=rule.granularity
     )
-    return [Candidate(row.layer, row.weights, row.score(rule.measure)) for row in rows]
+    sizes = {x.name: parameters_of(x) for x in quant_modules(model) if isinstance(x, QuantLayer)}
+    return [Candidate(row.layer, sizes[row.layer], row.score(rule.measure)) for row in rows]
