@@ -9,9 +9,19 @@ import bevquant as bq
 from bevquant.data.world import VERSION
 from bevquant.errors import BevquantError
 from bevquant.evaluate import measure
+from bevquant.models.bevdepth.model import BEVDepthOutput
+from bevquant.models.bevfusion.transfusion import HeadOutput
+from bevquant.models.petr.head import PETROutput
 from bevquant.models.zoo import network
 from bevquant.run import look_at_labels, quantize_small
-from bevquant.tasks import Frames, load_shipped, shipped_task, task_error, task_loss
+from bevquant.tasks import (
+    Frames,
+    load_shipped,
+    shipped_task,
+    task_error,
+    task_loss,
+    task_outputs,
+)
 
 NAMES = ["bevfusion_seg_small", "bevfusion_occ_small"]
 
@@ -45,6 +55,49 @@ def test_quantize_calibrate_train_measure(name: str, tiny_world: Path, tmp_path:
     found = bq.ptqat(model, task, training=bq.Training(steps=4, lr=1e-3), folder=tmp_path)
     assert found.trained.after <= found.trained.before
     assert rounded.isfinite()
+
+
+def test_labels_are_compared_by_their_probabilities() -> None:
+    logits = torch.randn(1, 4, 4, 2, 18)
+    (classes,) = task_outputs("bevfusion_occ_small")(logits)
+    assert torch.allclose(classes.sum(-1), torch.ones(1, 4, 4, 2))
+    (areas,) = task_outputs("bevfusion_seg_small")(logits)
+    assert torch.allclose(areas, 1 / (1 + (-logits).exp()))
+
+
+def test_a_box_counts_as_much_as_it_is_believed_in() -> None:
+    codes = torch.ones(1, 1, 3, 10)
+    logits = torch.tensor([[[[-30.0, -30], [-20, 0], [30, -30]]]])
+    chance, believed = task_outputs("petr_small")(PETROutput(logits, codes))
+    assert torch.allclose(chance, torch.tensor([[[[0.0, 0], [0, 0.5], [1, 0]]]]), atol=1e-6)
+    assert torch.allclose(believed[0, 0, :, 0], torch.tensor([0.0, 0.5, 1]), atol=1e-6)
+
+    heatmap = torch.tensor([0.0, -30]).view(1, 2, 1, 1).repeat(1, 1, 2, 3)
+    output = BEVDepthOutput(heatmap, torch.ones(1, 1, 10, 2, 3), torch.randn(1, 1, 4, 2, 3))
+    chance, believed = task_outputs("bevdepth4d_small")(output)
+    assert torch.allclose(chance[:, 0], torch.full((1, 2, 3), 0.5))
+    assert torch.allclose(believed, torch.full((1, 1, 10, 2, 3), 0.5))
+
+
+def test_a_centre_is_compared_within_the_cell_that_proposed_it() -> None:
+    # On a grid of 5 x 7 cells, cell 9 is (1, 2).
+    one = torch.ones(1, 1, 1)
+    output = HeadOutput(
+        center=torch.tensor([[[1.25], [2.75]]]),
+        height=one,
+        dim=one.expand(1, 3, 1),
+        rot=one.expand(1, 2, 1),
+        vel=one.expand(1, 2, 1),
+        heatmap=torch.zeros(1, 10, 1),
+        query_heatmap_score=torch.rand(1, 10, 1),
+        query_labels=torch.zeros(1, 1, dtype=torch.int64),
+        query_cells=torch.tensor([[9]]),
+        dense_heatmap=torch.zeros(1, 10, 5, 7),
+    )
+    dense, chance, codes = task_outputs("bevfusion_small")(output)
+    assert dense.shape == (1, 10, 5, 7)
+    assert torch.equal(chance, torch.full((1, 10, 1), 0.5))
+    assert codes[0, :, 0].tolist() == [0.125, 0.375, *[0.5] * 8]
 
 
 @pytest.mark.slow

@@ -12,14 +12,18 @@ from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import Preprocess, collate
 from bevquant.metrics.agreement import MapError, OccupancyError
+from bevquant.models.bevdepth.model import BEVDepthOutput
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.bevfusion.losses import LossSettings
+from bevquant.models.bevfusion.transfusion import HeadOutput
 from bevquant.models.camera import CameraDetector
 from bevquant.models.dense import DenseNetwork
 from bevquant.models.occupancy import BEVOccupancy
+from bevquant.models.petr.head import PETROutput
 from bevquant.models.segmentation import BEVSegmentation
 from bevquant.models.zoo import network, shipped
 from bevquant.ptqat.task import Task
+from bevquant.quant.outputs import Outputs
 from bevquant.train.batches import with_seen_boxes
 from bevquant.train.loop import loss_terms
 
@@ -76,7 +80,35 @@ def shipped_task(
         validation: batches to judge weights on while they are trained.
     """
     batches = Frames(dataset, network(name).preprocess, frames, seed)
-    return Task(batches, loss=task_loss, validation=validation)
+    return Task(batches, loss=task_loss, outputs=task_outputs(name), validation=validation)
+
+
+def task_outputs(name: str) -> Outputs:
+    """Return the function that picks what a shipped network's outputs say.
+
+    Probabilities, not logits: of two that mean "nothing here", it does not matter how far
+    apart they are. Box codes count as much as the box they belong to is believed in.
+    """
+    net = network(name)
+    if net.occupancy:
+        return lambda output: [output.softmax(-1)]
+    if net.map_grid:
+        return lambda output: [output.sigmoid()]
+    return _detections
+
+
+def _detections(output: HeadOutput | BEVDepthOutput | PETROutput) -> list[Tensor]:
+    if isinstance(output, BEVDepthOutput):
+        chance = output.heatmap.sigmoid()
+        return [chance, output.codes * chance.amax(1)[:, None, None]]
+    if isinstance(output, PETROutput):
+        chance = output.logits.sigmoid()
+        return [chance, output.codes * chance.amax(-1, keepdim=True)]
+    chance, cells = output.heatmap.sigmoid(), output.query_cells
+    rows = output.dense_heatmap.shape[-1]
+    inside = output.center - torch.stack((cells // rows, cells % rows), 1)
+    codes = torch.cat((inside, output.height, output.dim, output.rot, output.vel), 1)
+    return [output.dense_heatmap.sigmoid(), chance, codes * chance.amax(1, keepdim=True)]
 
 
 def load_shipped(name: str) -> BEVFusion | CameraDetector | DenseNetwork:
