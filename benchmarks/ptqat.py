@@ -22,7 +22,7 @@ from _rows import Row, conclude, of_seeds, parser
 import bevquant as bq
 from bevquant.experiments.ptqat import run_ptqat_table
 from bevquant.experiments.ptqat_recipe import PtqatTable
-from bevquant.experiments.ptqat_rows import metrics, split, start, task_of
+from bevquant.experiments.ptqat_rows import Series, metrics, split, start, task_of
 from bevquant.experiments.ptqat_rules import PTQ
 from bevquant.files import read_json
 from bevquant.models.zoo import network
@@ -42,6 +42,7 @@ NETWORKS = (
     "bevfusion_seg_small",
     "bevfusion_occ_small",
 )
+PRECISION = "W4A8"
 ROUNDS, STEPS = 3, 5
 """Of taking turns, and in each, to time a step."""
 DEFAULT, ALL, LOW, HIGH = "promising half", "QAT", "low half, mse", "high half, mse"
@@ -63,7 +64,7 @@ class Table:
     def read(cls, path: Path) -> "Table":
         """Read what an experiment wrote."""
         found = read_json(path)
-        rows = found["rows"]
+        rows = found["rows"][PRECISION]
         key = "NDS" if "NDS" in found["float"] else "mIoU"
         points = {name: [100 * row[key] for row in seeds] for name, seeds in rows.items()}
         points["float"] = [100 * found["float"][key]] * len(points[PTQ])
@@ -76,7 +77,7 @@ class Table:
 
 
 def measure(folder: Path, jobs: int) -> Sequence[Row]:
-    recipes = {name: load_recipe(RECIPES / f"ptqat_{name}.yaml", PtqatTable) for name in NETWORKS}
+    recipes = {name: _recipe(name) for name in NETWORKS}
     ensure_world(folder / "world", recipes[NETWORKS[0]].world, jobs)
     for name, recipe in recipes.items():
         (folder / name).mkdir(exist_ok=True)
@@ -108,14 +109,20 @@ def measure(folder: Path, jobs: int) -> Sequence[Row]:
     ]
 
 
+def _recipe(name: str) -> PtqatTable:
+    recipe = load_recipe(RECIPES / f"ptqat_{name}.yaml", PtqatTable)
+    return recipe.model_copy(update={"precisions": (PRECISION,)})
+
+
 def _step_ratio(recipe: PtqatTable, out: Path, table: Table) -> float:
     """Return the median time of a step of our rule over that of QAT, taken in turns."""
     torch.set_num_threads(1)
-    task = task_of(recipe, out, seed=0)
+    series = Series(recipe, out, PRECISION, seed=0)
+    task = task_of(series)
     seconds: dict[str, list[float]] = {DEFAULT: [], ALL: []}
     for _ in range(ROUNDS):
         for name, times in seconds.items():
-            model = start(recipe, out, seed=0)
+            model = start(series)
             with training(model, table.rows[name][0]["layers"]) as trained:
                 state = initial(trained, recipe.training)
                 take_step(model, state, task, recipe.training)

@@ -25,6 +25,7 @@ def test_nothing_is_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "rules": RULES,
         }
     )
+    series = ptqat_rows.Series(recipe, tmp_path, "W4A8", seed=0)
     scored, trained = [], []
 
     def candidates(_model: Any, _task: Any, rule: Rule, _distillation: float) -> list[Candidate]:
@@ -40,11 +41,11 @@ def test_nothing_is_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ptqat_rows, "_trained", train)
     monkeypatch.setattr(ptqat_rows, "start", lambda *_: None)
     monkeypatch.setattr(ptqat_rows, "task_of", lambda *_: SimpleNamespace())
-    ptqat_rows.measure_rows(recipe, tmp_path, seed=0)
+    ptqat_rows.measure_rows(series)
     assert sorted(scored) == ["mse", "promise"]
     assert trained == [(), tuple("abcd"), tuple("ac"), tuple("bd")]
     steps = ptqat_rows.finished(recipe, tmp_path)
-    figures = {name: steps.value(f"{name}-0")["figure"] for name in ("PTQ", *RULES)}
+    figures = {name: steps.value(f"W4A8-{name}-0")["figure"] for name in ("PTQ", *RULES)}
     assert figures == dict(zip(("PTQ", *RULES), (1, 2, 2, 2, 1, 3, 4), strict=True))
-    ptqat_rows.measure_rows(recipe, tmp_path, seed=0)
+    ptqat_rows.measure_rows(series)
     assert len(trained) == 4

@@ -10,13 +10,11 @@ import yaml
 from bevquant.errors import BevquantError
 from bevquant.experiments.ptqat import run_ptqat_table
 from bevquant.experiments.ptqat_recipe import PtqatTable
+from bevquant.experiments.ptqat_rows import finished
 from bevquant.experiments.ptqat_rules import COMPARED, PTQ, RANDOM, select
 from bevquant.experiments.start import run_recipe
-from bevquant.files import sha256
-from bevquant.models.zoo import shipped
 from bevquant.ptqat.cuts import Candidate
 from bevquant.recipe import load_recipe
-from bevquant.steps import Steps
 
 RECIPE: dict[str, Any] = {
     "experiment": "ptqat",
@@ -25,6 +23,7 @@ RECIPE: dict[str, Any] = {
     "frames": 2,
     "train_frames": 2,
     "curve_frames": 1,
+    "precisions": ["W4A8", "W4A16"],
     "training": {"steps": 2, "checks": 1},
     "seeds": 2,
 }
@@ -39,8 +38,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def keep_figures(recipe: PtqatTable, out: Path, names: tuple[str, ...]) -> None:
     """Write figures as if they had been measured."""
-    setup = {**recipe.model_dump(mode="json"), "checkpoint": sha256(shipped(recipe.network))}
-    steps = Steps(out / "rows", setup)
+    steps = finished(recipe, out)
     steps.run("float", lambda: {**dict.fromkeys(names, 0.6), "frames": 2})
     for place, name in enumerate((PTQ, *COMPARED)):
         for seed in range(2):
@@ -48,7 +46,8 @@ def keep_figures(recipe: PtqatTable, out: Path, names: tuple[str, ...]) -> None:
             row |= {"parameters": 1000 * place, "seconds": 3.0 + seed, "bytes": 2_000_000}
             row |= {"loss": [7.0 + seed, 5.0 + seed] if place else []}
             row |= {"curve": [[1, 0.2], [2, 0.3]] if place else []}
-            steps.run(f"{name}-{seed}", lambda row=row: row)
+            for precision in recipe.precisions:
+                steps.run(f"{precision}-{name}-{seed}", lambda row=row: row)
 
 
 @pytest.mark.parametrize(
@@ -71,19 +70,24 @@ def test_means_and_spread(network: str, names: tuple[str, ...], tmp_path: Path) 
     assert table["QAT"][count:] == ["5.5", "1", "1,000", "4", "2 MB"]
     assert table[PTQ][count] == "7.5"
     kept = json.loads((out / "table.json").read_text())
-    assert list(kept["rows"]) == [PTQ, *COMPARED]
+    assert {each: list(rows) for each, rows in kept["rows"].items()} == {
+        "W4A8": [PTQ, *COMPARED],
+        "W4A16": [PTQ, *COMPARED],
+    }
     assert kept["recipe"]["seeds"] == 2
-    assert (out / "metric.png").read_bytes().startswith(b"\x89PNG")
+    assert lines.index("## W4A8") < lines.index("## W4A16")
+    assert (out / "metric-W4A16.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_the_command_from_nothing_to_the_table(recipe: Path, tmp_path: Path) -> None:
     rules = ("QAT", "promising half")
-    settings = load_recipe(recipe, PtqatTable).model_copy(update={"seeds": 1, "rules": rules})
+    changes = {"seeds": 1, "rules": rules, "precisions": ("W4A8",)}
+    settings = load_recipe(recipe, PtqatTable).model_copy(update=changes)
     run_ptqat_table(settings, tmp_path / "run", jobs=2)
     page = (tmp_path / "run" / "table.md").read_text()
     assert all(f"| {name} |" in page for name in ("float", PTQ, *rules))
-    rows = json.loads((tmp_path / "run" / "table.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "run" / "table.json").read_text())["rows"]["W4A8"]
     (first,) = rows["QAT"]
     ((step, value),) = first["curve"]
     assert step == 2
@@ -107,6 +111,8 @@ def test_an_unknown_rule_is_refused(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"precisions": []}, "precisions"),
+        ({"precisions": ["W5"]}, "W5"),
         ({"network": "bevfusion"}, "'bevfusion' comes without weights; choose from bevfusion_sm"),
         ({"world": {**RECIPE["world"], "labels": False}}, "world.labels must be true"),
     ],

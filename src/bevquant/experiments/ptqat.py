@@ -11,11 +11,11 @@ from bevquant.experiments.ptqat_curves import draw_metric
 from bevquant.experiments.ptqat_recipe import PtqatTable
 from bevquant.experiments.ptqat_rows import (
     HEADLINES,
+    Series,
     finished,
     measure_rows,
     metrics,
     split,
-    step_name,
 )
 from bevquant.experiments.ptqat_rules import PTQ
 from bevquant.experiments.tables import markdown
@@ -31,14 +31,18 @@ FLOAT = "float"
 
 
 def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
-    """Measure all rows; write table.md, table.json, metric.png and the selections to ``out``."""
+    """Measure all rows; write table.md, table.json and metric-PRECISION.png to ``out``."""
     ensure_world(out / "world", recipe.world, jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=start_worker) as pool:
         work: list[Future[Any]] = [pool.submit(_measure_float, recipe, out)]
-        work += [pool.submit(measure_rows, recipe, out, seed) for seed in range(recipe.seeds)]
+        work += [
+            pool.submit(measure_rows, series)
+            for precision in recipe.precisions
+            for series in _all_series(recipe, out, precision)
+        ]
         try:
-            for future in track(as_completed(work), "float and seeds", total=len(work)):
+            for future in track(as_completed(work), "float, precisions and seeds", total=len(work)):
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -46,14 +50,18 @@ def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
     steps = finished(recipe, out)
     float_ = steps.value(FLOAT)
     figures = {
-        name: [steps.value(step_name(name, seed)) for seed in range(recipe.seeds)]
-        for name in (PTQ, *recipe.rules)
+        precision: {
+            name: [steps.value(each.step(name)) for each in _all_series(recipe, out, precision)]
+            for name in (PTQ, *recipe.rules)
+        }
+        for precision in recipe.precisions
     }
     where = (
-        f"{recipe.precision}, {recipe.training.steps} steps, {recipe.seeds} seeds; generated "
-        f"world (seed {recipe.world.seed}), {float_['frames']} validation key frames"
+        f"{recipe.training.steps} steps, {recipe.seeds} seeds; generated world (seed "
+        f"{recipe.world.seed}), {float_['frames']} validation key frames"
     )
-    page = f"# PTQAT of {recipe.network}: {where}\n\n{_table(float_, figures)}\n"
+    tables = [f"## {name}\n\n{_table(float_, rows)}\n" for name, rows in figures.items()]
+    page = "\n".join([f"# PTQAT of {recipe.network}: {where}\n", *tables])
     write_text(out / "table.md", page)
     fingerprint = split(recipe, out, "world_val").fingerprint()
     write_json(
@@ -65,9 +73,14 @@ def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
             "rows": figures,
         },
     )
-    curves = {name: [row["curve"] for row in figures[name]] for name in recipe.rules}
-    draw_metric(curves, out / "metric.png")
+    for precision, rows in figures.items():
+        curves = {name: [row["curve"] for row in rows[name]] for name in recipe.rules}
+        draw_metric(curves, out / f"metric-{precision}.png")
     console.print(page, markup=False, highlight=False)
+
+
+def _all_series(recipe: PtqatTable, out: Path, precision: str) -> list[Series]:
+    return [Series(recipe, out, precision, seed) for seed in range(recipe.seeds)]
 
 
 def _measure_float(recipe: PtqatTable, out: Path) -> None:

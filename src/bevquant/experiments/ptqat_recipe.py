@@ -25,7 +25,7 @@ class PtqatTable(BaseModel):
             is trained.
         curve_frames: first validation frames, on which the metric is followed while a row
             is trained.
-        precision: of all layers; ``W4A16`` for weights only.
+        precisions: of all layers, a table each; ``W4A16`` for weights only.
         labels: whether the task's loss is used beside the distance from the float network.
         rules: names of the rows beside PTQ: see :data:`.ptqat_rules.RULES`.
         training: the same for every row; its seed is not used.
@@ -41,17 +41,16 @@ class PtqatTable(BaseModel):
     train_frames: int = Field(ge=1)
     judge_frames: int = Field(default=12, ge=1)
     curve_frames: int = Field(default=8, ge=1)
-    precision: str = "W4A8"
+    precisions: tuple[str, ...] = Field(default=("W4A8",), min_length=1)
     labels: bool = True
     rules: tuple[str, ...] = COMPARED
     training: Training = Training()
     seeds: int = Field(default=3, ge=1)
 
-    @field_validator("precision")
+    @field_validator("precisions")
     @classmethod
-    def _readable(cls, text: str) -> str:
-        Precision.parse(text)
-        return text
+    def _readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(Precision.parse(name)) for name in names)
 
     @field_validator("rules")
     @classmethod

@@ -1,7 +1,7 @@
-"""The rows of one seed: each rule trains from the same start, and nothing is done twice."""
+"""The rows of a precision and a seed: all start from the same weights, nothing is done twice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,42 @@ HEADLINES = ("NDS", "mAP", "mIoU")
 """Metrics that the table shows, as far as the network's task has them."""
 
 
-def measure_rows(recipe: PtqatTable, out: Path, seed: int) -> None:
-    """Measure every row of ``seed`` that has no figures yet.
+@dataclass(frozen=True)
+class Series:
+    """The rows that start from the same weights.
+
+    Attributes:
+        recipe: what is measured.
+        out: folder of the run.
+        precision: one of the recipe's.
+        seed: of the frames and their order.
+    """
+
+    recipe: PtqatTable
+    out: Path
+    precision: str
+    seed: int
+
+    def folder(self, name: str) -> Path:
+        """Return the folder in which the row ``name`` is trained."""
+        return self.out / self.precision / f"{name}-{self.seed}"
+
+    def step(self, name: str) -> str:
+        """Return what the row ``name`` is kept as."""
+        return f"{self.precision}-{name}-{self.seed}"
+
+
+def measure_rows(series: Series) -> None:
+    """Measure every row that has no figures yet.
 
     Rules that choose the same layers have the same row: it is trained once.
     """
-    task = task_of(recipe, out, seed)
+    recipe, seed = series.recipe, series.seed
+    task = task_of(series)
 
     @cache
     def scored(rule: Rule) -> list[Candidate]:
-        model = start(recipe, out, seed)
-        return candidates(model, task, rule, recipe.training.distillation)
+        return candidates(start(series), task, rule, recipe.training.distillation)
 
     def row(name: str, before: Sequence[Row]) -> Row:
         layers: list[str] = []
@@ -59,12 +84,12 @@ def measure_rows(recipe: PtqatTable, out: Path, seed: int) -> None:
         for other in before:
             if other["layers"] == layers:
                 return other
-        return _trained(recipe, out, task, name, seed, layers)
+        return _trained(series, task, name, layers)
 
     rows: list[Row] = []
     for name in (PTQ, *recipe.rules):
         work = partial(row, name, tuple(rows))
-        rows.append(finished(recipe, out).run(step_name(name, seed), work))
+        rows.append(finished(recipe, series.out).run(series.step(name), work))
 
 
 def metrics(recipe: PtqatTable, out: Path, model: nn.Module, limit: int | None = None) -> Row:
@@ -80,21 +105,14 @@ def split(recipe: PtqatTable, out: Path, name: str, limit: int | None = None) ->
 
 
 def finished(recipe: PtqatTable, out: Path) -> Steps:
-    """Return the rows that are measured already."""
-    setup = {**recipe.model_dump(mode="json"), "checkpoint": sha256(shipped(recipe.network))}
-    return Steps(out / "rows", setup)
+    """Return the rows that are measured already, at any precision and of any seed."""
+    setup = recipe.model_dump(mode="json", exclude={"precisions", "rules", "seeds"})
+    return Steps(out / "rows", {**setup, "checkpoint": sha256(shipped(recipe.network))})
 
 
-def step_name(name: str, seed: int) -> str:
-    """Return what the row ``name`` of ``seed`` is kept as."""
-    return f"{name}-{seed}"
-
-
-def _trained(
-    recipe: PtqatTable, out: Path, task: Task, name: str, seed: int, layers: Sequence[str]
-) -> Row:
+def _trained(series: Series, task: Task, name: str, layers: Sequence[str]) -> Row:
     """Train ``layers`` from the start, if there are any, and evaluate."""
-    model = start(recipe, out, seed)
+    model = start(series)
     row: Row = {
         "layers": layers,
         "parameters": 0,
@@ -104,8 +122,8 @@ def _trained(
         "curve": [],
     }
     if layers:
-        settings = recipe.training.model_copy(update={"seed": seed})
-        folder = out / step_name(name, seed)
+        settings = series.recipe.training.model_copy(update={"seed": series.seed})
+        folder = series.folder(name)
         row["bytes"] = step_bytes(model, layers, task, settings)
         found = train(model, layers, task, settings, folder)
         steps = Curves(folder / "curves.jsonl", settings.steps).rows()
@@ -115,11 +133,12 @@ def _trained(
             "seconds": sum(step["seconds"] for step in steps),
             "curve": [[step["step"], step["metric"]] for step in steps if "metric" in step],
         }
-    return {**row, **metrics(recipe, out, model)}
+    return {**row, **metrics(series.recipe, series.out, model)}
 
 
-def task_of(recipe: PtqatTable, out: Path, seed: int) -> Task:
-    """Return what every row of a seed is trained on, judged on and followed by."""
+def task_of(series: Series) -> Task:
+    """Return what every row is trained on, judged on and followed by."""
+    recipe, out, seed = series.recipe, series.out, series.seed
     dataset = split(recipe, out, "world_train")
     preprocess = network(recipe.network).preprocess
     judged = Frames(dataset, preprocess, recipe.judge_frames, seed, skip=recipe.train_frames)
@@ -133,14 +152,15 @@ def task_of(recipe: PtqatTable, out: Path, seed: int) -> Task:
     )
 
 
-def start(recipe: PtqatTable, out: Path, seed: int) -> nn.Module:
-    """Return the network, refined and reconstructed, that every row of a seed starts from."""
-    dataset = split(recipe, out, "world_train")
-    frames = Frames(dataset, network(recipe.network).preprocess, recipe.frames, seed)
+def start(series: Series) -> nn.Module:
+    """Return the network, refined and reconstructed, that every row starts from."""
+    recipe = series.recipe
+    dataset = split(recipe, series.out, "world_train")
+    frames = Frames(dataset, network(recipe.network).preprocess, recipe.frames, series.seed)
     model = load_shipped(recipe.network)
     fold_batchnorm(model, frames[0])
-    quantize(model, Precision.parse(recipe.precision))
-    path = out / f"start-{seed}.safetensors"
+    quantize(model, Precision.parse(series.precision))
+    path = series.folder("start").with_suffix(".safetensors")
     if path.exists():
         load_calibration(model, path)
     else:
