@@ -30,7 +30,7 @@ from bevquant.ptqat.layers import training
 from bevquant.ptqat.steps import take_step
 from bevquant.ptqat.train import initial
 from bevquant.recipe import load_recipe
-from bevquant.run import ensure_world
+from bevquant.run import ensure_world, quantize_small
 from bevquant.steps import Steps
 from bevquant.tasks import Frames, load_shipped
 
@@ -142,10 +142,7 @@ def _petr(recipe: PtqatTable, folder: Path) -> tuple[Sequence[float], Sequence[f
     def nds(seed: int) -> float:
         train_set = split(recipe, out, "world_train")
         frames = list(Frames(train_set, net.preprocess, recipe.frames, seed))
-        model = load_shipped(recipe.network)
-        bq.fold_batchnorm(model, frames[0])
-        bq.quantize(model, bq.W8A8)
-        bq.calibrate(model, frames)
+        model = quantize_small(load_shipped(recipe.network), frames, bq.W8A8)
         bq.refine(model, frames)
         return float(metrics(recipe, out, model)["NDS"])
 

@@ -20,6 +20,7 @@ from bevquant.ptqat.memory import step_bytes
 from bevquant.ptqat.selection import EVERYTHING, Rule
 from bevquant.ptqat.start import candidates
 from bevquant.ptqat.task import Task
+from bevquant.ptqat.teacher import taught
 from bevquant.ptqat.train import train
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.calibration import load_calibration, save_calibration
@@ -69,11 +70,14 @@ def measure_rows(series: Series) -> None:
     Rules that choose the same layers have the same row: it is trained once.
     """
     recipe, seed = series.recipe, series.seed
-    task = task_of(series)
+
+    @cache
+    def task() -> Task:
+        return task_of(series)
 
     @cache
     def scored(rule: Rule) -> list[Candidate]:
-        return candidates(start(series), task, rule, recipe.training.distillation)
+        return candidates(start(series), task(), rule, recipe.training.distillation)
 
     def row(name: str, before: Sequence[Row]) -> Row:
         layers: list[str] = []
@@ -84,7 +88,7 @@ def measure_rows(series: Series) -> None:
         for other in before:
             if other["layers"] == layers:
                 return other
-        return _trained(series, task, name, layers)
+        return _trained(series, task(), name, layers)
 
     rows: list[Row] = []
     for name in (PTQ, *recipe.rules):
@@ -145,11 +149,12 @@ def task_of(series: Series) -> Task:
     task = shipped_task(
         recipe.network, dataset, recipe.train_frames, seed=seed, validation=list(judged)
     )
-    return replace(
+    task = replace(
         task,
         loss=task.loss if recipe.labels else None,
         metric=lambda model: _headline(metrics(recipe, out, model, recipe.curve_frames)),
     )
+    return task if recipe.labels else taught(start(series), task)
 
 
 def start(series: Series) -> nn.Module:

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevquant.errors import BevquantError
 from bevquant.ptqat.task import Task
-from bevquant.quant.choices import Recorded, Replayed
-from bevquant.quant.layers import floating
+from bevquant.ptqat.teacher import Lesson, answer
+from bevquant.quant.choices import Replayed
 
 
 def objective(model: nn.Module, task: Task, batch: Any, distillation: float) -> Tensor:
@@ -28,21 +27,18 @@ def objective(model: nn.Module, task: Task, batch: Any, distillation: float) -> 
 def distance(model: nn.Module, task: Task, batch: Any) -> Tensor:
     """Return the mean squared error of the outputs over float's mean square; mean of tensors.
 
-    The float network is ``model`` itself without quantization. What it picks with topk and
-    the like is picked again, or rows of the outputs would not be the same things.
+    What the float network picks with topk and the like is picked again, or rows of the
+    outputs would not be the same things.
 
     Raises:
         BevquantError: the outputs hold no floating-point tensor.
     """
-    with torch.no_grad(), floating(model), Recorded() as recorded:
-        wanted = task.outputs(task.forward(model, batch))
-    if not wanted:
-        raise BevquantError("ptqat: the model returns no floating-point tensor to distil")
-    with Replayed(recorded.choices):
+    wanted = batch.answer if isinstance(batch, Lesson) else answer(model, task, batch)
+    with Replayed(wanted.choices):
         outputs = task.outputs(task.forward(model, batch))
     errors = [
         (output.float() - reference.float()).square().mean()
         / reference.float().square().mean().clamp_min(1e-12)
-        for output, reference in zip(outputs, wanted, strict=True)
+        for output, reference in zip(outputs, wanted.outputs, strict=True)
     ]
     return torch.stack(errors).mean()

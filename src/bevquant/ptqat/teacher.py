@@ -1,0 +1,97 @@
+"""What the float network says of a batch, worked out when it is needed or once for all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bevquant.errors import BevquantError
+from bevquant.progress import track
+from bevquant.ptqat.task import Task
+from bevquant.quant.choices import Recorded
+from bevquant.quant.layers import floating
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The float network's.
+
+    Attributes:
+        outputs: those that count for the task.
+        choices: indices that it picked with topk and the like on the way.
+    """
+
+    outputs: Sequence[Tensor]
+    choices: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch with the float network's answer to it.
+
+    Attributes:
+        batch: of the task.
+        answer: to it.
+    """
+
+    batch: Any
+    answer: Answer
+
+
+class Lessons(Sequence[Lesson]):
+    """The batches of a task, loaded as ever, with answers that are kept."""
+
+    def __init__(self, batches: Sequence[Any], answers: Sequence[Answer]) -> None:
+        self.batches, self.answers = batches, answers
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return Lesson(self.batches[index], self.answers[index])
+
+
+@torch.no_grad()
+def answer(model: nn.Module, task: Task, batch: Any) -> Answer:
+    """Ask the float network, which is ``model`` itself without quantization.
+
+    Raises:
+        BevquantError: the outputs hold no floating-point tensor.
+    """
+    with floating(model), Recorded() as recorded:
+        outputs = task.outputs(task.forward(model, batch))
+    if not outputs:
+        raise BevquantError("ptqat: the model returns no floating-point tensor to distil")
+    return Answer(outputs, recorded.choices)
+
+
+def taught(model: nn.Module, task: Task) -> Task:
+    """Return ``task`` with the float network's answers to all batches, found in one pass.
+
+    Training does not ask again then: a third less work in a step of distillation, and any
+    number of trainings may share the answers. They stay in memory.
+
+    Args:
+        model: quantized or not; only its float weights matter.
+        task: what is to be trained for.
+    """
+
+    def lessons(batches: Sequence[Any]) -> Lessons:
+        return Lessons(
+            batches, [answer(model, task, batch) for batch in track(batches, "float network")]
+        )
+
+    def unpacked(run: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, Any], Any]:
+        return lambda model, lesson: run(model, lesson.batch)
+
+    return replace(
+        task,
+        batches=lessons(task.batches),
+        validation=lessons(task.validation),
+        forward=unpacked(task.forward),
+        loss=unpacked(task.loss) if task.loss else None,
+    )
