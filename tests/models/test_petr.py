@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import bevquant as bq
 from bevquant.data.frame import Batch, Boxes
@@ -138,9 +140,9 @@ def test_perfect_predictions_decode_to_the_boxes_and_cost_nothing(batch: Batch) 
     sure = boxes.scores > 0.5
     assert boxes.labels[sure].tolist() == truth.labels.tolist()
     torch.testing.assert_close(boxes.values[sure], truth.values.nan_to_num(3.0))
-    terms = losses(config, output, [truth])
+    terms = losses(output, [truth])
     assert all(term < 1e-5 for term in terms.values())
-    worse = losses(config, output._replace(codes=codes + 0.5), [truth])
+    worse = losses(output._replace(codes=codes + 0.5), [truth])
     # Half a unit in 8 entries and 0.2 of it in 2, less the velocity that is unknown.
     expected = 0.25 * 0.5 * (8 + 2 * 0.2 * 2 / 3)
     assert worse["box"].item() == pytest.approx(expected, rel=1e-4)
@@ -231,6 +233,55 @@ def test_frames_without_objects_can_be_learned_from(batch: Batch) -> None:
     model = PETR(toy_config())
     terms = model.training_terms(dataclasses.replace(batch, boxes=(nothing, nothing)))
     assert all(term.isfinite() for term in terms.values())
+
+
+def toy_with(**changes: Any) -> PETR:
+    """The toy network with another head, of the same weights whatever ``changes``."""
+    config = toy_config()
+    torch.manual_seed(0)
+    return PETR(config.model_copy(update={"head": config.head.model_copy(update=changes)})).eval()
+
+
+def test_a_feature_weighs_its_position() -> None:
+    torch.manual_seed(1)
+    features, place = torch.randn(6, 48, 8, 16), torch.randn(1, 6, 18, 8, 16)
+    model = toy_with().pts_bbox_head
+    gate = model.fpe.conv_expand
+    nn.init.zeros_(gate.weight)
+
+    def key(gain: float, positions: Tensor) -> Tensor:
+        nn.init.constant_(gate.bias, gain)
+        return model.memory(features, positions)[0]
+
+    with torch.no_grad():
+        torch.testing.assert_close(key(-40, place), key(-40, -place))
+        assert not torch.allclose(key(40, place), key(40, -place))
+        half = (key(-40, place) + key(40, place)) / 2
+        torch.testing.assert_close(key(0, place), half)
+
+
+def test_a_query_knows_its_place() -> None:
+    # With one query and one feature, attention has no choice: all else is the same everywhere.
+    key = torch.randn(1, 1, 32)
+    here, there = torch.full((1, 3), 0.4), torch.full((1, 3), 0.6)
+    for placed in (True, False):
+        head = toy_with(placed=placed).pts_bbox_head
+        with torch.no_grad():
+            logits = [head.predict(key, key, place).logits for place in (here, there)]
+        assert torch.allclose(*logits) != placed
+
+
+def test_an_offset_is_scaled() -> None:
+    key = torch.randn(1, 5, 32)
+    place = torch.full((4, 3), 0.3)
+    moved = []
+    for scale in (1.0, 0.1):
+        head = toy_with(offset_scale=scale)
+        low, high = torch.tensor(head.config.head.point_range).view(2, 3)
+        with torch.no_grad():
+            codes = head.pts_bbox_head.predict(key, key, place).codes
+        moved.append(((codes[..., :3] - low) / (high - low)).logit() - place.logit())
+    torch.testing.assert_close(moved[0], 10 * moved[1], rtol=1e-3, atol=1e-4)
 
 
 def test_quantized_it_still_works(batch: Batch) -> None:

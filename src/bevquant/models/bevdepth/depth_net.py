@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from bevquant.models.bevdepth.config import DepthNetConfig
 from bevquant.models.deform import DeformConv2d
 from bevquant.models.resnet import BasicBlock
+from bevquant.models.se_layer import SELayer
 
 CALIBRATION = 27
 """Numbers that describe a camera, see :func:`bevquant.models.camera.calibration`."""
@@ -26,22 +27,6 @@ class Mlp(nn.Module):
         """Map [n, in_channels] to [n, channels]."""
         y: Tensor = self.fc2(self.act(self.fc1(x)))
         return y
-
-
-class SELayer(nn.Module):
-    """Scale the channels of a map by a gate of something else (Hu et al., CVPR 2018)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_reduce = nn.Conv2d(channels, channels, 1)
-        self.act1 = nn.ReLU()
-        self.conv_expand = nn.Conv2d(channels, channels, 1)
-        self.gate = nn.Sigmoid()
-
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        """Scale ``x`` [n, C, h, w] by what ``code`` [n, C, 1, 1] says."""
-        y: Tensor = self.gate(self.conv_expand(self.act1(self.conv_reduce(code))))
-        return x * y
 
 
 class Dilated(nn.Module):

@@ -58,19 +58,16 @@ def assign(logits: Tensor, codes: Tensor, labels: Tensor, wanted: Tensor) -> tup
     return torch.from_numpy(queries), torch.from_numpy(objects)
 
 
-def losses(config: PETRHeadConfig, output: PETROutput, boxes: Sequence[Boxes]) -> dict[str, Tensor]:
+def losses(output: PETROutput, truths: Sequence[Boxes]) -> dict[str, Tensor]:
     """Return the terms ``class`` and ``box``, the sums of those of all layers.
 
-    Each is divided by the number of objects; objects out of range are left out, and unknown
-    (NaN) velocities cost nothing.
+    Each is divided by the number of objects; unknown (NaN) velocities cost nothing.
 
     Args:
-        config: of the head.
         output: raw predictions for B frames.
-        boxes: ground truth of the B frames.
+        truths: the objects in range.
     """
     device = output.logits.device
-    truths = [in_range(truth, config) for truth in boxes]
     labels = [truth.labels.to(device) for truth in truths]
     wanted = [encode(truth.values.to(device)) for truth in truths]
     count = max(sum(len(truth) for truth in truths), 1)

@@ -34,8 +34,14 @@ class PETRHeadConfig(Config):
         num_heads: attention heads.
         ffn_channels: hidden channels of a layer's feed-forward network.
         dropout: probability, in a layer.
-        placed_values: whether what is attended to tells its position too; the published
-            network has positions in its keys only, and needs far more frames to learn from.
+        placed: whether what is attended to tells its position too, and a query its own; the
+            published network compares positions only, and needs far more frames to learn how
+            far an object is from the query that has found it.
+        offset_scale: what the box branch says of a place is multiplied by, before it moves the
+            query's: 1 in the published network. One unit is up to a quarter of the range, and
+            the smaller it is in metres, the less a step of training throws boxes about.
+        guided_positions: whether a feature weighs the entries of its position, and so can say
+            where on its line of sight it is (PETRv2, Liu et al., ICCV 2023, section 3.4).
         num_classes: object classes.
         point_range: where objects are.
         center_range: boxes with their centre outside are dropped.
@@ -48,7 +54,9 @@ class PETRHeadConfig(Config):
     num_heads: int
     ffn_channels: int
     dropout: float
-    placed_values: bool
+    placed: bool
+    guided_positions: bool
+    offset_scale: float
     num_classes: int = 10
     point_range: Range
     center_range: Range
@@ -88,7 +96,9 @@ FULL = PETRConfig(
         num_heads=8,
         ffn_channels=2048,
         dropout=0.1,
-        placed_values=False,
+        placed=False,
+        guided_positions=False,
+        offset_scale=1.0,
         point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         center_range=(-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
     ),
@@ -116,7 +126,9 @@ SMALL = PETRConfig(
         num_heads=4,
         ffn_channels=192,
         dropout=0.0,
-        placed_values=True,
+        placed=True,
+        guided_positions=True,
+        offset_scale=0.1,
         point_range=(-44.8, -44.8, -5.0, 44.8, 44.8, 3.0),
         center_range=(-51.2, -51.2, -10.0, 51.2, 51.2, 10.0),
     ),

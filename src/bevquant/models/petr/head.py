@@ -9,6 +9,7 @@ from bevquant.data.frame import CAMERAS
 from bevquant.models.petr.config import PETRConfig
 from bevquant.models.petr.decoder import Decoder
 from bevquant.models.petr.position import sines, view_sines
+from bevquant.models.se_layer import SELayer
 
 PRIOR_BIAS = -4.595
 """Bias that makes a sigmoid start at 0.01 (focal loss prior)."""
@@ -44,6 +45,7 @@ class PETRHead(nn.Module):
         height, width = (size // config.stride for size in config.image_size)
         self.input_proj = nn.Conv2d(in_channels, channels, 1)
         self.position_encoder = _two_convs(3 * config.position.bins, channels)
+        self.fpe = SELayer(channels) if head.guided_positions else None
         self.adapt_pos3d = _two_convs(3 * channels // 2, channels)
         self.reference_points = nn.Embedding(head.num_queries, 3)
         self.query_embedding = nn.Sequential(
@@ -81,15 +83,19 @@ class PETRHead(nn.Module):
         frames = len(positions)
         value = self.input_proj(features)
         views = self.adapt_pos3d(self.view_sines).repeat(frames, 1, 1, 1)
-        key = value + self.position_encoder(positions.flatten(0, 1)) + views
-        if self.config.placed_values:
+        place = self.position_encoder(positions.flatten(0, 1))
+        if self.fpe is not None:
+            place = self.fpe(place, value)
+        key = value + place + views
+        if self.config.placed:
             value = key
         return _tokens(key, frames), _tokens(value, frames)
 
     def predict(self, key: Tensor, value: Tensor, reference: Tensor) -> PETROutput:
         """Predict from keys and values by queries at places from 0 to 1, [Q, 3] or [B, Q, 3]."""
         code = self.query_embedding(sines(reference[..., [1, 0, 2]], self.config.channels // 2))
-        query = torch.zeros_like(code).expand(len(key), -1, -1)
+        query = code if self.config.placed else torch.zeros_like(code)
+        query = query.expand(len(key), -1, -1)
         layers = self.transformer["decoder"](query, code, key, value)
         logits = [self.cls_branches[0](y) for y in layers]
         codes = [self._placed(self.reg_branches[0](y), reference) for y in layers]
@@ -98,7 +104,8 @@ class PETRHead(nn.Module):
     def _placed(self, code: Tensor, reference: Tensor) -> Tensor:
         """Turn what a branch says [B, Q, 10] relative to the queries' places into metres."""
         low, high = code.new_tensor(self.config.point_range).view(2, 3)
-        center = (code[..., :3] + reference.logit(1e-5)).sigmoid() * (high - low) + low
+        offset = self.config.offset_scale * code[..., :3]
+        center = (offset + reference.logit(1e-5)).sigmoid() * (high - low) + low
         return torch.cat((center, code[..., 3:]), -1)
 
 

@@ -74,16 +74,14 @@ class PETR(CameraDetector):
     def training_terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of :meth:`losses`, and those of noisy queries, see ``denoise.py``."""
         inputs, head = self.prepare(batch), self.pts_bbox_head
-        if batch.boxes is None:
-            raise BevquantError("boxes: the batch has none; train on an annotated split")
-        truths = [boxes.in_range(each, self.config.head) for each in batch.boxes]
+        truths = self._truths(batch)
         queries = noisy(self.config.head, truths)
         key, value = head.memory(self._features(inputs), inputs.positions)
         output = head.predict(key, value, head.reference_points.weight)
         with watched(head.cross_products) as scores:
             beside = head.predict(key, value, queries.reference.to(key.device))
         return {
-            **self.losses(output, batch),
+            **boxes.losses(output, truths),
             **boxes.noisy_losses(beside, queries.counts, truths),
             "attention": ATTENTION_WEIGHT * attention_loss(scores, self._lines_to(truths, batch)),
         }
@@ -112,6 +110,9 @@ class PETR(CameraDetector):
         Raises:
             BevquantError: the batch has no boxes.
         """
+        return boxes.losses(output, self._truths(batch))
+
+    def _truths(self, batch: Batch) -> list[Boxes]:
         if batch.boxes is None:
             raise BevquantError("boxes: the batch has none; train on an annotated split")
-        return boxes.losses(self.config.head, output, batch.boxes)
+        return [boxes.in_range(each, self.config.head) for each in batch.boxes]
