@@ -70,6 +70,15 @@ class Table:
         points["float"] = [100 * found["float"][key]] * len(points[PTQ])
         return cls(points, rows)
 
+    def gain(self, name: str) -> list[float]:
+        """Return what a row takes off the loss of frames kept back, % of the start's, by seed."""
+        starts = [row["loss"][0] for row in self.rows[ALL]]
+        ends = [row["loss"][-1] if row["loss"] else None for row in self.rows[name]]
+        return [
+            0.0 if end is None else 100 * (1 - end / start)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
     def ratio(self, figure: str) -> float:
         """Return the sum over the seeds of a figure of our rule, over that of QAT."""
         ours, theirs = (sum(row[figure] for row in self.rows[name]) for name in (DEFAULT, ALL))
@@ -90,6 +99,11 @@ def measure(folder: Path, jobs: int) -> Sequence[Row]:
         for name in tables[0].points
     }
     half = max(LOW, HIGH, key=lambda name: fmean(mean[name]))
+    gain = {
+        name: np.mean([table.gain(name) for table in tables], axis=0).tolist()
+        for name in (DEFAULT, ALL, LOW, HIGH)
+    }
+    gaining = max(LOW, HIGH, key=lambda name: fmean(gain[name]))
     gains = [np.subtract(table.points[DEFAULT], table.points[PTQ]).tolist() for table in tables]
     above = [gain for seeds in gains for gain in seeds]
     times = [
@@ -100,6 +114,8 @@ def measure(folder: Path, jobs: int) -> Sequence[Row]:
     return [
         _difference("default rule over QAT of all layers, points", 0, mean[DEFAULT], mean[ALL]),
         _difference(f"default rule over {half}, the better, points", 0, mean[DEFAULT], mean[half]),
+        _difference("loss taken off, default over QAT of all, %", 0, gain[DEFAULT], gain[ALL]),
+        _difference(f"the same, over {gaining}, %", 0, gain[DEFAULT], gain[gaining]),
         _most("trained parameters, of all", 0.5, [table.ratio("parameters") for table in tables]),
         _most("seconds of a step, of QAT's", 1, times),
         _most("memory of a step, of QAT's", 1, [table.ratio("bytes") for table in tables]),
