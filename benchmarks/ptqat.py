@@ -73,10 +73,10 @@ class Table:
     def gain(self, name: str) -> list[float]:
         """Return what a row takes off the loss of frames kept back, % of the start's, by seed."""
         starts = [row["loss"][0] for row in self.rows[ALL]]
-        ends = [row["loss"][-1] if row["loss"] else None for row in self.rows[name]]
+        losses = [row["loss"] for row in self.rows[name]]  # none where nothing was trained
         return [
-            0.0 if end is None else 100 * (1 - end / start)
-            for start, end in zip(starts, ends, strict=True)
+            100 * (1 - loss[-1] / start) if loss else 0.0
+            for start, loss in zip(starts, losses, strict=True)
         ]
 
     def ratio(self, figure: str) -> float:
@@ -103,9 +103,9 @@ def measure(folder: Path, jobs: int) -> Sequence[Row]:
         name: np.mean([table.gain(name) for table in tables], axis=0).tolist()
         for name in (DEFAULT, ALL, LOW, HIGH)
     }
-    gaining = max(LOW, HIGH, key=lambda name: fmean(gain[name]))
-    gains = [np.subtract(table.points[DEFAULT], table.points[PTQ]).tolist() for table in tables]
-    above = [gain for seeds in gains for gain in seeds]
+    better = max(LOW, HIGH, key=lambda name: fmean(gain[name]))
+    points = [np.subtract(table.points[DEFAULT], table.points[PTQ]).tolist() for table in tables]
+    above = [point for seeds in points for point in seeds]
     times = [
         _step_ratio(recipes[name], folder / name, table)
         for name, table in zip(NETWORKS, tables, strict=True)
@@ -115,7 +115,7 @@ def measure(folder: Path, jobs: int) -> Sequence[Row]:
         _difference("default rule over QAT of all layers, points", 0, mean[DEFAULT], mean[ALL]),
         _difference(f"default rule over {half}, the better, points", 0, mean[DEFAULT], mean[half]),
         _difference("loss taken off, default over QAT of all, %", 0, gain[DEFAULT], gain[ALL]),
-        _difference(f"the same, over {gaining}, %", 0, gain[DEFAULT], gain[gaining]),
+        _difference(f"the same, over {better}, %", 0, gain[DEFAULT], gain[better]),
         _most("trained parameters, of all", 0.5, [table.ratio("parameters") for table in tables]),
         _most("seconds of a step, of QAT's", 1, times),
         _most("memory of a step, of QAT's", 1, [table.ratio("bytes") for table in tables]),

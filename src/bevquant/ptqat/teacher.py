@@ -72,8 +72,8 @@ def answer(model: nn.Module, task: Task, batch: Any) -> Answer:
 def taught(model: nn.Module, task: Task) -> Task:
     """Return ``task`` with the float network's answers to all batches, found in one pass.
 
-    Training does not ask again then: a third less work in a step of distillation, and any
-    number of trainings may share the answers. They stay in memory.
+    Training does not ask again then: a step of distillation has one forward pass less, and
+    any number of trainings may share the answers. They stay in memory.
 
     Args:
         model: quantized or not; only its float weights matter.
