@@ -7,16 +7,10 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from bevquant.experiments.ptqat_curves import draw_metric
+from bevquant.experiments.ptqat_figure import draw_gains
+from bevquant.experiments.ptqat_gains import Rows, headlines, loss_taken_off, points
 from bevquant.experiments.ptqat_recipe import PtqatTable
-from bevquant.experiments.ptqat_rows import (
-    HEADLINES,
-    Series,
-    finished,
-    measure_rows,
-    metrics,
-    split,
-)
+from bevquant.experiments.ptqat_rows import Series, finished, measure_rows, metrics, split
 from bevquant.experiments.ptqat_rules import PTQ
 from bevquant.experiments.tables import markdown
 from bevquant.experiments.variants import start_worker
@@ -31,7 +25,7 @@ FLOAT = "float"
 
 
 def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
-    """Measure all rows; write table.md, table.json and metric-PRECISION.png to ``out``."""
+    """Measure all rows; write table.md, table.json and gains-PRECISION.png to ``out``."""
     ensure_world(out / "world", recipe.world, jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=start_worker) as pool:
@@ -74,8 +68,7 @@ def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
         },
     )
     for precision, rows in figures.items():
-        curves = {name: [row["curve"] for row in rows[name]] for name in recipe.rules}
-        draw_metric(curves, out / f"metric-{precision}.png")
+        draw_gains(rows, out / f"gains-{precision}.png")
     console.print(page, markup=False, highlight=False)
 
 
@@ -88,33 +81,32 @@ def _measure_float(recipe: PtqatTable, out: Path) -> None:
     finished(recipe, out).run(FLOAT, lambda: metrics(recipe, out, model))
 
 
-COSTS = ("loss of frames kept back", "layers", "trained parameters", "seconds", "memory of a step")
+GAINS = ("points above PTQ", "loss taken off")
+COSTS = ("layers", "trained parameters", "seconds", "memory of a step")
 
 
-def _table(float_: Mapping[str, Any], figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return means over the seeds, and the standard deviations of the metrics."""
-    names = [name for name in HEADLINES if name in float_]
-    rows = [["float", *(metric(float_[name]) for name in names), *("" for _ in COSTS)]]
-    before = next((rows for rows in figures.values() if all(row["loss"] for row in rows)), ())
-    for label, seeds in figures.items():
-        trained = all(row["loss"] for row in seeds)
-        losses = [row["loss"][1] for row in seeds] if trained else [r["loss"][0] for r in before]
+def _table(float_: Mapping[str, Any], rows: Rows) -> str:
+    """Return means over the seeds, and the standard deviations of the metrics and gains."""
+    names = headlines(float_)
+    lines = [[FLOAT, *(metric(float_[name]) for name in names), *("" for _ in (*GAINS, *COSTS))]]
+    for label, seeds in rows.items():
         means = {
             key: fmean(row[key] for row in seeds) for key in ("parameters", "seconds", "bytes")
         }
-        cells = [
-            f"{fmean(row[key] for row in seeds):.3f} ± {pstdev(row[key] for row in seeds):.3f}"
-            for key in names
-        ]
-        rows.append(
+        lines.append(
             [
                 label,
-                *cells,
-                f"{fmean(losses):.4g}" if losses else "",
+                *(_spread([row[name] for row in seeds], ".3f") for name in names),
+                _spread(points(rows, label), "+.2f"),
+                f"{_spread(loss_taken_off(rows, label), '.1f')} %",
                 f"{fmean(len(row['layers']) for row in seeds):.0f}",
                 f"{means['parameters']:,.0f}",
                 f"{means['seconds']:.0f}",
                 f"{means['bytes'] / 1e6:.0f} MB",
             ]
         )
-    return markdown(("", *names, *COSTS), rows)
+    return markdown(("", *names, *GAINS, *COSTS), lines)
+
+
+def _spread(seeds: Sequence[float], form: str) -> str:
+    return f"{fmean(seeds):{form}} ± {pstdev(seeds):{form.lstrip('+')}}"

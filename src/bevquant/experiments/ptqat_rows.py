@@ -1,6 +1,6 @@
 """The rows of a precision and a seed: all start from the same weights, nothing is done twice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import nn
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.world.settings import VERSION
 from bevquant.evaluate import measure
+from bevquant.experiments.ptqat_gains import headlines
 from bevquant.experiments.ptqat_recipe import PtqatTable
 from bevquant.experiments.ptqat_rules import PTQ, RULES, select
 from bevquant.files import sha256
@@ -31,12 +32,9 @@ from bevquant.quant.refine import refine
 from bevquant.quant.spec import Precision
 from bevquant.steps import Steps
 from bevquant.tasks import Frames, load_shipped, shipped_task
-from bevquant.train.curves import Curves
+from bevquant.train.curves import read_rows
 
 Row = dict[str, Any]
-
-HEADLINES = ("NDS", "mAP", "mIoU")
-"""Metrics that the table shows, as far as the network's task has them."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +121,17 @@ def _trained(series: Series, task: Task, name: str, layers: Sequence[str]) -> Ro
         "seconds": 0.0,
         "bytes": 0,
         "loss": [],
-        "curve": [],
     }
     if layers:
         settings = series.recipe.training.model_copy(update={"seed": series.seed})
         folder = series.folder(name)
         row["bytes"] = step_bytes(model, layers, task, settings)
         found = train(model, layers, task, settings, folder)
-        steps = Curves(folder / "curves.jsonl", settings.steps).rows()
+        steps = read_rows(folder / "curves.jsonl")
         row |= {
             "parameters": found.parameters,
             "loss": [found.before, found.after],
-            "seconds": sum(step["seconds"] for step in steps),
-            "curve": [[step["step"], step["metric"]] for step in steps if "metric" in step],
+            "seconds": sum(step["seconds"] for step in steps[1:]),
         }
     return {**row, **metrics(series.recipe, series.out, model)}
 
@@ -177,5 +173,5 @@ def start(series: Series) -> nn.Module:
     return model
 
 
-def _headline(found: Mapping[str, Any]) -> float:
-    return next(float(found[name]) for name in HEADLINES if name in found)
+def _headline(found: Row) -> float:
+    return float(found[headlines(found)[0]])

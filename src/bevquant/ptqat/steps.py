@@ -56,14 +56,16 @@ def _order(epoch: int, batches: int, seed: int) -> list[int]:
 @torch.no_grad()
 def judge(
     model: nn.Module, state: State, task: Task, batches: Sequence[Any], settings: Training
-) -> None:
-    """Keep the weights if their mean loss on ``batches`` is the smallest so far.
+) -> float:
+    """Return the mean loss on ``batches``, and keep the weights if it is the smallest so far.
 
     Raises:
         BevquantError: it is not finite.
     """
     losses = (_loss(model, state, task, batch, settings).item() for batch in share(batches))
-    state.judge(add(sum(losses)) / len(batches))
+    loss = add(sum(losses)) / len(batches)
+    state.judge(loss)
+    return loss
 
 
 def _loss(model: nn.Module, state: State, task: Task, batch: Any, settings: Training) -> Tensor:

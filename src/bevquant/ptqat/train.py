@@ -22,7 +22,7 @@ from bevquant.ptqat.steps import judge, take_step
 from bevquant.ptqat.task import Task
 from bevquant.quant.fingerprint import model_fingerprint
 from bevquant.quant.layers import QuantLayer, quant_modules
-from bevquant.train.curves import Curves, draw
+from bevquant.train.curves import Curves, Row, draw
 
 JUDGED = 8
 """Training batches that weights are judged on if the task brings no others."""
@@ -121,24 +121,32 @@ def _run(
     """Take the steps that are left; ``state`` holds the best weights at any moment."""
     checkpoint = folder / "checkpoint.pt" if folder else None
     judged = task.validation or [task.batches[i] for i in range(min(JUDGED, len(task.batches)))]
-    if checkpoint and checkpoint.exists():
+    resumed = checkpoint is not None and checkpoint.exists()
+    if checkpoint and resumed:
         resume(state, identity, checkpoint)
-    else:
-        judge(model, state, task, judged, settings)
-        state.first_loss = state.best_loss
     folder = folder if parallel.first() else None
-    curves = Curves(folder / "curves.jsonl", state.step) if folder else None
+    curves = Curves(folder / "curves.jsonl", state.step + 1 if resumed else 0) if folder else None
+
+    def judgement() -> Row:
+        row = {"validation": judge(model, state, task, judged, settings)}
+        if curves and task.metric:
+            row["metric"] = task.metric(model)
+        return row
+
+    if not resumed:
+        start = judgement()
+        state.first_loss = state.best_loss
+        if curves:
+            curves.append({"step": 0, **start})
     every = math.ceil(settings.steps / settings.checks)
     for _ in track(range(state.step, settings.steps), "training"):
         started = time.monotonic()
         row = take_step(model, state, task, settings)
         row["seconds"] = round(time.monotonic() - started, 3)
         if state.step % every == 0 or state.step == settings.steps:
-            judge(model, state, task, judged, settings)
-            if curves and task.metric:
-                row["metric"] = task.metric(model)
+            row |= judgement()
         if curves:
-            curves.append({**row, "best": state.best_loss})
+            curves.append(row)
         if (
             folder
             and checkpoint

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -23,13 +24,13 @@ class Curves:
 
     Args:
         path: the JSON lines file.
-        steps: rows of an earlier, stopped run that are kept; later ones will come again.
+        kept: rows of an earlier, stopped run that are kept; later ones will come again.
     """
 
-    def __init__(self, path: Path, steps: int) -> None:
+    def __init__(self, path: Path, kept: int) -> None:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        write_text(path, "".join(f"{line}\n" for line in lines[:steps]))
+        write_text(path, "".join(f"{line}\n" for line in lines[:kept]))
 
     def append(self, row: Row) -> None:
         """Add one step."""
@@ -38,20 +39,32 @@ class Curves:
 
     def rows(self) -> list[Row]:
         """Return all steps so far."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        return read_rows(self.path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the steps that were written to ``path``."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Draw every column but the time over the steps as a PNG, averaged, on a log scale."""
-    names = [name for name in rows[0] if name not in {"step", "seconds"}]
+    """Draw every column but the time over the steps as a PNG.
+
+    What every step has is averaged, on a log scale; what only some have is drawn as points.
+    """
+    names = [name for name in dict.fromkeys(chain(*rows)) if name not in {"step", "seconds"}]
     lines = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 3 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    steps = [row["step"] for row in rows]
     for position, name in enumerate(names, start=1):
         axes = figure.add_subplot(lines, COLUMNS, position)
-        axes.plot(steps, smooth([row[name] for row in rows]), linewidth=1)
-        axes.set(title=name, xlabel="step", yscale="log")
+        steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
+        if 2 * len(steps) > len(rows):
+            axes.plot(steps, smooth(values), linewidth=1)
+            axes.set_yscale("log")
+        else:
+            axes.plot(steps, values, marker="o")
+        axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
