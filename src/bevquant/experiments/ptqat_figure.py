@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bevquant.experiments.ptqat_gains import Rows, loss_taken_off, points
+from bevquant.experiments.ptqat_rules import PTQ
 from bevquant.files import atomic_path
 
 PANELS = (
@@ -22,12 +23,13 @@ def draw_gains(rows: Rows, path: Path) -> None:
         rows: PTQ, which the others are compared with, among them.
         path: written atomically.
     """
-    figure = Figure(figsize=(10, 1.2 + 0.3 * len(rows)), layout="constrained")
+    names = [name for name in rows if name != PTQ]
+    figure = Figure(figsize=(10, 1.2 + 0.3 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (gain, title) in zip(
         figure.subplots(1, len(PANELS), sharey=True), PANELS, strict=True
     ):
-        for name in rows:
+        for name in names:
             seeds = gain(rows, name)
             axes.barh(name, fmean(seeds), color="tab:blue", alpha=0.4)
             axes.plot(seeds, [name] * len(seeds), ".", color="tab:blue")
