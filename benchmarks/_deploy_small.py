@@ -24,8 +24,8 @@ from bevquant.deploy.runtime import flatten, load
 from bevquant.evaluate import Predictor, evaluate, float_predictor
 from bevquant.experiments.variants import Bench, cores
 from bevquant.progress import track
-from bevquant.quant.reconstruct import reconstruct
-from bevquant.quant.refine import refine
+from bevquant.quant.refinement.reconstruct import reconstruct
+from bevquant.quant.refinement.refine import refine
 from bevquant.quant.spec import W8A8
 from bevquant.run import deployable, ensure_world, load_small, quantize_small
 

@@ -9,8 +9,8 @@ from _job import Job, Quantized
 
 from bevquant.evaluate import float_predictor
 from bevquant.quant.layers import quant_modules
-from bevquant.quant.reconstruct import reconstruct
-from bevquant.quant.refine import refine
+from bevquant.quant.refinement.reconstruct import reconstruct
+from bevquant.quant.refinement.refine import refine
 from bevquant.run import deployable, load_small, quantize_small
 
 

@@ -22,7 +22,7 @@ from bevquant.memory import keep_freed_memory
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.layers import floating
 from bevquant.quant.prepare import quantize
-from bevquant.quant.refine import refine
+from bevquant.quant.refinement.refine import refine
 from bevquant.quant.spec import W2A8, W3A8, W4A8, W8A8, W16A16
 from bevquant.run import calibration_batches, load_small, quantize_small
 

@@ -12,16 +12,16 @@ from bevquant.ptqat.task import Task
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.calibration import load_calibration, save_calibration
 from bevquant.quant.clipping import MSE, Entropy, Percentile
-from bevquant.quant.debug import debug
-from bevquant.quant.equalize import equalize
+from bevquant.quant.diagnostics.debug import debug
+from bevquant.quant.diagnostics.sensitivity import sensitivity
+from bevquant.quant.equalization.equalize import equalize
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.inventory import layers, unquantized
 from bevquant.quant.observers import MinMax, MovingAverage
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply, quantize, restore
-from bevquant.quant.reconstruct import reconstruct
-from bevquant.quant.refine import Refinement, refine
-from bevquant.quant.sensitivity import sensitivity
+from bevquant.quant.refinement.reconstruct import reconstruct
+from bevquant.quant.refinement.refine import Refinement, refine
 from bevquant.quant.spec import (
     DEPLOY,
     SYMMETRIC,

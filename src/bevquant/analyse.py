@@ -10,10 +10,10 @@ from bevquant.data import preprocess
 from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.progress import console
-from bevquant.quant.debug import debug
-from bevquant.quant.diagnosis import Diagnosis
-from bevquant.quant.sensitivity import sensitivity
-from bevquant.quant.sensitivity_rows import Sensitivity, write_csv
+from bevquant.quant.diagnostics.debug import debug
+from bevquant.quant.diagnostics.diagnosis import Diagnosis
+from bevquant.quant.diagnostics.sensitivity import sensitivity
+from bevquant.quant.diagnostics.sensitivity_rows import Sensitivity, write_csv
 from bevquant.quant.spec import Precision
 from bevquant.report.sensitivity import draw
 from bevquant.run import calibration_batches, deployable, load_small, quantize_small

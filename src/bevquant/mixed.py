@@ -20,7 +20,7 @@ from bevquant.models.bevfusion.encoder import NetworkInput
 from bevquant.models.bevfusion.transfusion import HeadOutput
 from bevquant.progress import console
 from bevquant.quant.inventory import layers
-from bevquant.quant.reconstruct import reconstruct
+from bevquant.quant.refinement.reconstruct import reconstruct
 from bevquant.quant.spec import DEPLOY, W2A8, W4A8, W8A8, Precision, Scheme
 from bevquant.report.search import draw_bits, draw_fronts
 from bevquant.run import calibration_batches, deployable, load_small, quantize_small

@@ -24,8 +24,8 @@ from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.zoo import network
 from bevquant.progress import console
 from bevquant.quant.policy import BitPolicy
-from bevquant.quant.reconstruct import reconstruct
-from bevquant.quant.refine import refine
+from bevquant.quant.refinement.reconstruct import reconstruct
+from bevquant.quant.refinement.refine import refine
 from bevquant.quant.size import Size
 from bevquant.quant.spec import Precision
 from bevquant.run import SHIPPED, calibration_batches, deployable, load_small, quantize_small

@@ -14,7 +14,7 @@ from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply, quantize
-from bevquant.quant.reconstruct import reconstruct
+from bevquant.quant.refinement.reconstruct import reconstruct
 from bevquant.quant.spec import THESIS, W2A8, W4A8, W8A8, W16A16, Precision
 
 STEP = 0.03

@@ -27,8 +27,8 @@ from bevquant.quant.calibrate import calibrate
 from bevquant.quant.calibration import load_calibration, save_calibration
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.prepare import quantize
-from bevquant.quant.reconstruct import reconstruct
-from bevquant.quant.refine import refine
+from bevquant.quant.refinement.reconstruct import reconstruct
+from bevquant.quant.refinement.refine import refine
 from bevquant.quant.spec import Precision
 from bevquant.steps import Steps
 from bevquant.tasks import Frames, load_shipped, shipped_task

@@ -24,7 +24,7 @@ from bevquant.provenance import provenance
 from bevquant.quant.inventory import layers
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply
-from bevquant.quant.refine import refine
+from bevquant.quant.refinement.refine import refine
 from bevquant.quant.spec import THESIS, W8A8
 from bevquant.report.search import draw_evolution
 from bevquant.run import ensure_world, load_small, quantize_small

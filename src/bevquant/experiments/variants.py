@@ -26,8 +26,8 @@ from bevquant.progress import console, track
 from bevquant.quant.genes import thesis_genes
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import apply
-from bevquant.quant.reconstruct import reconstruct
-from bevquant.quant.refine import Method, Refinement, refine
+from bevquant.quant.refinement.reconstruct import reconstruct
+from bevquant.quant.refinement.refine import Method, Refinement, refine
 from bevquant.quant.spec import DEPLOY, THESIS, W8A8, Precision
 from bevquant.run import SHIPPED, ends_at_8_bits, ensure_world, load_small, quantize_small
 from bevquant.steps import Steps

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.quant.choices import Recorded, Replayed
-from bevquant.quant.fidelity import Fidelity, FidelityMeter
+from bevquant.quant.diagnostics.fidelity import Fidelity, FidelityMeter
+from bevquant.quant.diagnostics.sensitivity import calibrated_layers
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, floating
 from bevquant.quant.running import Forward, call, evaluating
-from bevquant.quant.sensitivity import calibrated_layers
 
 Granularity = Literal["layer", "channel", "block"]
 Measure = Literal["mse", "normalised_mse", "cosine", "sqnr", "kl"]

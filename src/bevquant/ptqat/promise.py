@@ -13,9 +13,9 @@ from bevquant.ptqat.layers import TrainedLayer, parameters_of, training
 from bevquant.ptqat.objective import objective
 from bevquant.ptqat.task import Task
 from bevquant.quant import affine
+from bevquant.quant.diagnostics.sensitivity import calibrated_layers
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer
-from bevquant.quant.sensitivity import calibrated_layers
 
 
 def promises(

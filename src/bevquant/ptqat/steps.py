@@ -14,7 +14,7 @@ from bevquant.ptqat.objective import objective
 from bevquant.ptqat.parallel import add, add_gradients, share
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.task import Task
-from bevquant.quant.debug import debug
+from bevquant.quant.diagnostics.debug import debug
 
 
 def take_step(model: nn.Module, state: State, task: Task, settings: Training) -> dict[str, float]:

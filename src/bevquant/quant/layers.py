@@ -60,7 +60,7 @@ class QuantModule(nn.Module):
         precision: bits, or ``None`` for float.
         bypass: run float whatever the precision; see :func:`floating`.
         inputs: one quantizer for each quantized input.
-        refined: what :func:`~bevquant.quant.refine.refine` found, for each precision.
+        refined: what :func:`~bevquant.quant.refinement.refine.refine` found, for each precision.
     """
 
     operands = 1
@@ -151,7 +151,7 @@ class QuantLayer(QuantModule):
     gradients it is quantized in every pass, as it may have been trained in between.
 
     Attributes:
-        rounded: what :func:`~bevquant.quant.reconstruct.reconstruct` learned, for each
+        rounded: what :func:`~bevquant.quant.refinement.reconstruct.reconstruct` learned, for each
             precision.
     """
 

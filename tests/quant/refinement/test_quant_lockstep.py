@@ -5,7 +5,7 @@ import torch
 from quant_nets import noise
 from torch import Tensor, nn
 
-from bevquant.quant.lockstep import lockstep
+from bevquant.quant.refinement.lockstep import lockstep
 from bevquant.quant.running import call
 
 

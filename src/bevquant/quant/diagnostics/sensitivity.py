@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.quant.choices import Recorded, Replayed
-from bevquant.quant.fidelity import FidelityMeter
+from bevquant.quant.diagnostics.fidelity import FidelityMeter
+from bevquant.quant.diagnostics.sensitivity_rows import Sensitivity, from_json, to_json
 from bevquant.quant.fingerprint import fingerprint, model_fingerprint
 from bevquant.quant.inventory import macs_of
 from bevquant.quant.kinds import weight_of
@@ -20,7 +21,6 @@ from bevquant.quant.layers import QuantModule, quant_modules
 from bevquant.quant.outputs import Outputs, floating_tensors
 from bevquant.quant.rowlog import RowLog
 from bevquant.quant.running import Forward, call, evaluating
-from bevquant.quant.sensitivity_rows import Sensitivity, from_json, to_json
 from bevquant.quant.spec import W2A8, W4A8, W8A8, Precision
 
 TaskError = Callable[[Any, Any], float]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bevquant import W8A8, quantize
 from bevquant.quant.layers import QuantLayer
-from bevquant.quant.samples import (
+from bevquant.quant.refinement.samples import (
     inputs_of,
     linear_in_rows,
     outputs_of,

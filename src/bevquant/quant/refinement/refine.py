@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_map
 
 from bevquant.errors import BevquantError
 from bevquant.progress import track
-from bevquant.quant import alphas
-from bevquant.quant.alphas import Found
 from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.layers import QuantLayer, QuantMatMul, QuantModule, floating, quant_modules
-from bevquant.quant.lockstep import lockstep
 from bevquant.quant.outputs import floating_tensors
+from bevquant.quant.refinement import alphas
+from bevquant.quant.refinement.alphas import Found
+from bevquant.quant.refinement.lockstep import lockstep
 from bevquant.quant.running import Forward, call, evaluating
 from bevquant.quant.spec import Precision
 

@@ -8,12 +8,12 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from bevquant.quant.affine import Range
-from bevquant.quant.flow import Flow
+from bevquant.quant.equalization.flow import Flow
 from bevquant.quant.kinds import kind_of, weight_of
 
 
 class SharedChannels:
-    """The channels that a :class:`~bevquant.quant.flow.Flow` found, tied ones as one.
+    """The channels that a :class:`~bevquant.quant.equalization.flow.Flow` found, tied ones as one.
 
     Attributes:
         flow: the ids of the channels of each module.
@@ -66,7 +66,7 @@ class SharedChannels:
             ranges: range of each input channel of ``layers``, [C, 1, ...].
             layers: that read ``roots``.
             roots: what to scale.
-            strength: see :func:`~bevquant.quant.equalize.equalize`.
+            strength: see :func:`~bevquant.quant.equalization.equalize.equalize`.
             limit: see there.
         """
         activations = torch.zeros(self.flow.count, dtype=torch.float64)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.nn import MatMul
 from bevquant.quant.calibrate import calibrate
-from bevquant.quant.debug import DROP, FLOOR, debug, histogram
-from bevquant.quant.equalize import equalize
+from bevquant.quant.diagnostics.debug import DROP, FLOOR, debug, histogram
+from bevquant.quant.equalization.equalize import equalize
 from bevquant.quant.layers import quant_modules
 from bevquant.quant.prepare import quantize, restore
 from bevquant.quant.spec import W8A8

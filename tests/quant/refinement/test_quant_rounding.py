@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from quant_nets import noise
 from torch import Tensor
 
-from bevquant.quant.rounding import Moments, fit
+from bevquant.quant.refinement.rounding import Moments, fit
 
 RIDGE = 1e-6
 

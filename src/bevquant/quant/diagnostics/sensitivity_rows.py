@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bevquant.files import write_text
-from bevquant.quant.fidelity import Fidelity
+from bevquant.quant.diagnostics.fidelity import Fidelity
 from bevquant.quant.spec import Precision
 
 

@@ -13,10 +13,9 @@ from bevquant.quant import affine
 from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, Rounding, floating, quant_modules
-from bevquant.quant.lockstep import Call, lockstep
-from bevquant.quant.rounding import Moments, fit
-from bevquant.quant.running import Forward, call, evaluating
-from bevquant.quant.samples import (
+from bevquant.quant.refinement.lockstep import Call, lockstep
+from bevquant.quant.refinement.rounding import Moments, fit
+from bevquant.quant.refinement.samples import (
     inputs_of,
     linear_in_rows,
     outputs_of,
@@ -24,6 +23,7 @@ from bevquant.quant.samples import (
     rows_weight,
     weight_rows,
 )
+from bevquant.quant.running import Forward, call, evaluating
 from bevquant.quant.spec import Precision
 
 LEARNED_BITS = 6

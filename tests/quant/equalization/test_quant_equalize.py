@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.quant.calibrate import calibrate
-from bevquant.quant.equalize import Equalized, equalize
+from bevquant.quant.equalization.equalize import Equalized, equalize
 from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.prepare import quantize, restore
 from bevquant.quant.spec import DEPLOY, W4A8, W8A8, Scheme, TensorScheme

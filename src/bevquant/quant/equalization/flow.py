@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bevquant.quant.commute import Channels, propagate
+from bevquant.quant.equalization.commute import Channels, propagate
 from bevquant.quant.watch import Watch
 
 
@@ -16,8 +16,8 @@ class Flow(Watch[Channels]):  # type: ignore[no-untyped-call]
     """Follows channels from producers to consumers in one forward pass.
 
     Any operators may lie between that commute with positive factors on the channels, see
-    :func:`~bevquant.quant.commute.propagate`. If one on tensors of several producers does
-    so only where they share their factors (a residual addition), the channels that meet
+    :func:`.commute.propagate`. If one on tensors of several producers does so only where they
+    share their factors (a residual addition), the channels that meet
     are tied. Whatever else reads a channel blocks it.
 
     Attributes:

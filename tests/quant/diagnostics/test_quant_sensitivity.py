@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.quant.calibrate import calibrate
-from bevquant.quant.fidelity import Fidelity, FidelityMeter
+from bevquant.quant.diagnostics.fidelity import Fidelity, FidelityMeter
+from bevquant.quant.diagnostics.sensitivity import sensitivity
+from bevquant.quant.diagnostics.sensitivity_rows import write_csv
 from bevquant.quant.layers import quant_modules
 from bevquant.quant.prepare import apply, quantize
-from bevquant.quant.sensitivity import sensitivity
-from bevquant.quant.sensitivity_rows import write_csv
 from bevquant.quant.spec import W2A8, W4A8, W8A8
 
 BATCHES = [noise(2, 3, 8, 8, seed=seed) for seed in (0, 1)]

@@ -10,8 +10,8 @@ from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import Alphas, QuantLayer, QuantMatMul
-from bevquant.quant.lockstep import Call
-from bevquant.quant.samples import inputs_of, linear_in_rows, positions, weight_rows
+from bevquant.quant.refinement.lockstep import Call
+from bevquant.quant.refinement.samples import inputs_of, linear_in_rows, positions, weight_rows
 from bevquant.quant.spec import PerChannel, Precision
 
 THESIS_ALPHAS = tuple(0.8 + 0.05 * i for i in range(9))
@@ -74,7 +74,7 @@ def sample(
         seed: of the positions.
 
     Returns:
-        Nothing for a layer that :mod:`bevquant.quant.samples` does not know.
+        Nothing for a layer that :mod:`bevquant.quant.refinement.samples` does not know.
     """
     if isinstance(layer, QuantLayer) and not linear_in_rows(layer):
         return []

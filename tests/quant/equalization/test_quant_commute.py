@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bevquant.quant.commute import Channels, propagate
+from bevquant.quant.equalization.commute import Channels, propagate
 
 X, Y = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
 KNOWN = {id(X): Channels(1, torch.tensor([1, 2, 3])), id(Y): Channels(1, torch.tensor([4, 5, 6]))}

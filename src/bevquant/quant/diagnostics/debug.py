@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.quant.choices import Recorded, Replayed
-from bevquant.quant.diagnosis import FLOAT, Diagnosis, Finding, Histogram, LayerHealth
-from bevquant.quant.fidelity import FidelityMeter
+from bevquant.quant.diagnostics.diagnosis import FLOAT, Diagnosis, Finding, Histogram, LayerHealth
+from bevquant.quant.diagnostics.fidelity import FidelityMeter
+from bevquant.quant.diagnostics.streams import Streams, hooked
 from bevquant.quant.layers import QuantModule, floating, quant_modules
 from bevquant.quant.observers import min_max
 from bevquant.quant.outputs import floating_tensors
 from bevquant.quant.running import Forward, call, evaluating
 from bevquant.quant.spec import PerChannel, PerTensor
-from bevquant.quant.streams import Streams, hooked
 
 FLOOR = 10.0
 """dB below which an output is spoilt: its noise is a third as large as its signal."""

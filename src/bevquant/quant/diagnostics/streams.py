@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevquant.quant.fidelity import FidelityMeter
+from bevquant.quant.diagnostics.fidelity import FidelityMeter
 from bevquant.quant.layers import QuantModule
 from bevquant.quant.outputs import floating_tensors
 from bevquant.quant.running import Forward

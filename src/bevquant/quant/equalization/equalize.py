@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bevquant.errors import BevquantError
-from bevquant.quant.balance import channel_ranges, output_errors
-from bevquant.quant.channels import SharedChannels
-from bevquant.quant.flow import Flow
+from bevquant.quant.equalization.balance import channel_ranges, output_errors
+from bevquant.quant.equalization.channels import SharedChannels
+from bevquant.quant.equalization.flow import Flow
 from bevquant.quant.fold import FoldedBatchNorm
 from bevquant.quant.kinds import kind_of
 from bevquant.quant.layers import quant_modules

@@ -23,9 +23,9 @@ from bevquant import (
     refine,
     restore,
 )
-from bevquant.quant.alphas import INPUT_ALPHAS, THESIS_ALPHAS
 from bevquant.quant.calibration import load_calibration, save_calibration
 from bevquant.quant.layers import Alphas, QuantLayer, QuantModule, floating, quant_modules
+from bevquant.quant.refinement.alphas import INPUT_ALPHAS, THESIS_ALPHAS
 from bevquant.quant.spec import Precision, Scheme
 
 ALL = 10**6

@@ -1,0 +1,1 @@
+"""Activations evened out between channels."""

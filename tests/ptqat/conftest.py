@@ -1,6 +1,0 @@
-"""Networks of the quantizer's tests serve here too."""
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "quant"))
