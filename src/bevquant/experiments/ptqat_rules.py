@@ -23,7 +23,9 @@ RULES: Mapping[str, Rule] = {
     "low half, cosine": Rule(Quantile(0.5), "cosine"),
     "low half, sqnr": Rule(Quantile(0.5), "sqnr"),
     "low half, kl": Rule(Quantile(0.5), "kl"),
-    "low half, mse, by channel": Rule(Quantile(0.5), granularity="channel"),
+    "low half, normalised mse, by channel": Rule(
+        Quantile(0.5), "normalised_mse", granularity="channel"
+    ),
     "low half, mse, by block": Rule(Quantile(0.5), granularity="block"),
     "low half, mse, all quantized": Rule(Quantile(0.5), upstream=True),
     "high half, mse": Rule(Quantile(0.5), lowest=False),
