@@ -20,8 +20,9 @@ RECIPE: dict[str, Any] = {
     "experiment": "ptqat",
     "network": "bevfusion_seg_small",
     "world": {"scenes": 2, "keyframes": 2, "seed": 5, "val_fraction": 0.5, "labels": True},
-    "frames": 2,
-    "train_frames": 2,
+    "frames": 1,
+    "train_frames": 1,
+    "judge_frames": 1,
     "curve_frames": 1,
     "precisions": ["W4A8", "W4A16"],
     "training": {"steps": 2, "checks": 1},
@@ -113,9 +114,10 @@ def test_an_unknown_rule_is_refused(recipe: Path) -> None:
     ("change", "message"),
     [
         ({"precisions": []}, "precisions"),
-        ({"precisions": ["W5"]}, "W5"),
+        ({"precisions": ["W5A8"]}, "table.yaml: precisions: .*5 bits for weights"),
         ({"network": "bevfusion"}, "'bevfusion' comes without weights; choose from bevfusion_sm"),
         ({"world": {**RECIPE["world"], "labels": False}}, "world.labels must be true"),
+        ({"judge_frames": 9}, "judge_frames: 10 asked for, 2 in the training split"),
     ],
 )
 def test_a_network_that_cannot_be_measured_is_refused(

@@ -87,3 +87,16 @@ def test_training_comes_to_the_same_weights() -> None:
         other, layers, bq.Task(batches), short.model_copy(update={"recompute": True})
     )
     assert recomputed.after == pytest.approx(plain.after, rel=1e-5)
+
+
+def test_a_forward_of_the_users_stays() -> None:
+    model, batches = prepared("picks")
+    own = model.backbone.forward
+    model.backbone.forward = own
+    with recomputing(model):
+        assert model.backbone.forward is not own
+        model(batches[0])
+    assert model.backbone.__dict__["forward"] is own
+    with recomputing(model):
+        pass
+    assert "forward" not in model.head.__dict__

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -91,3 +92,29 @@ def test_the_choice_is_shown(tmp_path: Path) -> None:
     assert "frozen" in lines["head"]
     draw_selection(selection, tmp_path / "selection.png")
     assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_knee_of_decibels_is_on_a_linear_scale() -> None:
+    rows = [Candidate(str(i), 1, -db) for i, db in enumerate([60.0, 58.0, 56.0, 54.0, 20.0, 3.0])]
+    assert Rule(Knee(), "sqnr").select(rows).layers == ("0", "1", "2", "3")
+
+
+def test_what_has_nothing_to_win_is_not_trained() -> None:
+    rows = [Candidate("a", 10, 0.5), Candidate("b", 10, 0.4), Candidate("aux", 1, 0.0)]
+    rows += [Candidate("c", 30, 0.001), Candidate("d", 30, 0.0009)]
+    assert "aux" not in Rule(Budget(0.9), "promise", lowest=False).select(rows).layers
+    assert Rule(Knee(), "promise", lowest=False).select(rows).layers == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rule(Quantile(0.5), "mes"), "'mes' is no measure; choose from mse, "),
+        (lambda: Rule(Quantile(0.5), granularity="chanel"), "'chanel' is no granularity"),
+        (lambda: Rule(Quantile(0.5), "promise", upstream=True), "are the pre-check's"),
+        (lambda: Theta(float("nan")), "Theta: the threshold is NaN"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(BevquantError, match=message):
+        make()

@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from bevquant.data.world.generate import splits
 from bevquant.data.world.settings import WorldSettings
+from bevquant.errors import BevquantError
 from bevquant.experiments.ptqat_rules import COMPARED, RULES
 from bevquant.models.zoo import NETWORKS, network, shipped
 from bevquant.ptqat.settings import Training
@@ -50,7 +52,10 @@ class PtqatTable(BaseModel):
     @field_validator("precisions")
     @classmethod
     def _readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(Precision.parse(name)) for name in names)
+        try:
+            return tuple(str(Precision.parse(name)) for name in names)
+        except BevquantError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("rules")
     @classmethod
@@ -67,6 +72,17 @@ class PtqatTable(BaseModel):
         if name not in names:
             raise ValueError(f"{name!r} comes without weights; choose from {', '.join(names)}")
         return name
+
+    @model_validator(mode="after")
+    def _enough(self) -> "PtqatTable":
+        wanted = self.train_frames + self.judge_frames
+        there = len(splits(self.world)["world_train"]) * self.world.keyframes
+        if there < wanted:
+            raise ValueError(
+                f"train_frames and judge_frames: {wanted} asked for, {there} in the training "
+                "split; ask for fewer, or for more world.scenes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labelled(self) -> "PtqatTable":

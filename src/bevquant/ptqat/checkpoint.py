@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from bevquant.errors import BevquantError
 from bevquant.files import atomic_path
 
+KEYS = {"identity", "learned", "optimizer", "step", "best", "losses"}
+"""Of a checkpoint."""
+
 
 @dataclass
 class State:
@@ -67,10 +70,13 @@ def resume(state: State, identity: dict[str, Any], path: Path) -> None:
     """
     try:
         content = torch.load(path, weights_only=True)
+        found = set(content)
     except Exception as error:  # torch.load raises whatever a broken file provokes
         raise BevquantError(
             f"{path}: not a readable checkpoint; delete it to start anew"
         ) from error
+    if found != KEYS:
+        raise BevquantError(f"{path}: not a checkpoint of ptqat; choose another folder")
     changed = [key for key in identity if content["identity"].get(key) != identity[key]]
     if changed:
         raise BevquantError(

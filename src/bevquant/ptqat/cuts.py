@@ -48,6 +48,10 @@ class Theta:
 
     theta: float = 0.01
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.theta):
+            raise BevquantError("Theta: the threshold is NaN")
+
     def take(self, candidates: Sequence[Candidate], lowest: bool) -> Sequence[Candidate]:
         """Return the layers on one side of the threshold."""
         return [each for each in candidates if (each.score < self.theta) == lowest]
@@ -83,6 +87,8 @@ class Quantile:
 class Budget:
     """As many layers as a share of all parameters allows; one that no longer fits is passed over.
 
+    So is one with a score of 0 where high scores are the better ones: it has nothing to win.
+
     Attributes:
         share: 0..1 of the weights and biases of all layers.
     """
@@ -97,14 +103,14 @@ class Budget:
         room = self.share * sum(each.parameters for each in candidates)
         taken = []
         for each in candidates:
-            if each.parameters <= room:
+            if each.parameters <= room and (lowest or each.score):
                 taken.append(each)
                 room -= each.parameters
         return taken
 
     def reason(self, measure: str, lowest: bool) -> str:
         """Return which layers those are."""
-        return f"{_end(lowest)} {measure}, within {self.share:.0%} of the parameters"
+        return f"{_end(lowest)} {measure} that fits into {self.share:.0%} of the parameters"
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,12 @@ class Knee:
         """Return the layers before the knee, and that at the knee."""
         if len(candidates) < 3:
             return candidates
-        heights = [math.log(max(each.score, 1e-30)) for each in candidates]
+        scores = [each.score for each in candidates]
+        # Some are logarithms already; and what is 0 would dwarf all differences between others.
+        above = [score for score in scores if score > 0]
+        if min(scores) >= 0 and above:
+            scores = [math.log(max(score, min(above))) for score in scores]
+        heights = scores
         slope = (heights[-1] - heights[0]) / (len(heights) - 1)
         distances = [abs(y - heights[0] - slope * x) for x, y in enumerate(heights)]
         return candidates[: distances.index(max(distances)) + 1]

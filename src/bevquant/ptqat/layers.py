@@ -12,6 +12,7 @@ from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, Rounding, quant_modules, swap
+from bevquant.quant.pairs import limited, pair_excess
 
 CELL = 0.4
 """How far from its integer a weight may start, in steps; at 0.5 it would be the next integer."""
@@ -43,6 +44,7 @@ class TrainedLayer(QuantLayer):
         rounding = layer.rounded.get(layer.precision)
         start = weight if rounding is None else _within_cells(weight, rounding)
         self._grid = _on(grid, weight.device)
+        self._limited = limited(layer.weight_spec(layer.precision.weights))
         self.latent = nn.Parameter(start.to(weight.device, torch.float32, copy=True))
         bias = layer.learned_bias
         if bias is None:
@@ -63,7 +65,11 @@ class TrainedLayer(QuantLayer):
     @property
     def weight_codes(self) -> Tensor:
         """Integer weight as far as it is learned: int32, shaped like the float weight."""
-        return affine.quantize(self.latent, self.weight_params)
+        codes = affine.quantize(self.latent, self.weight_params)
+        return codes - self._excess(codes) if self._limited else codes
+
+    def _excess(self, codes: Tensor) -> Tensor:
+        return pair_excess(codes, self.weight_axis, self.kind.channel_axis == -1)
 
     @property
     def learned_bias(self) -> Tensor:
@@ -92,6 +98,9 @@ class TrainedLayer(QuantLayer):
     def rounded_weight(self) -> Tensor:
         """Return the dequantized weight, with gradients for all that is learned."""
         weight = affine.simulate(self.latent, self.weight_params)
+        if self._limited:  # gradients pass this straight through, too
+            codes = affine.quantize(self.latent, self.weight_params)
+            weight = weight - self._excess(codes) * self.weight_params.scale
         if self.stretch is None:
             return weight
         low, high = self._grid.bounds

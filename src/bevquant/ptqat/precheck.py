@@ -87,7 +87,8 @@ def precheck(
         A row for each quantized layer with a weight that was called, in order of the calls.
 
     Raises:
-        BevquantError: no layer is quantized, there is no batch, or no layer was called.
+        BevquantError: no layer is quantized, there is no batch, no layer was called, or an
+            output is not finite.
     """
     layers = [layer for layer in calibrated_layers(model) if isinstance(layer, QuantLayer)]
     layers = [layer for layer in layers if layer.quantized]
@@ -95,7 +96,7 @@ def precheck(
         raise BevquantError("precheck: no layer is quantized; call quantize and calibrate first")
     if not batches:
         raise BevquantError("precheck: there is no batch to compare on")
-    meters = {layer: _Meter(granularity == "channel") for layer in layers}
+    meters = {layer: _Meter(layer.name, granularity == "channel") for layer in layers}
     compare = _with_upstream if upstream else _alone
     with evaluating(model):
         for batch in track(batches, "pre-check"):
@@ -113,14 +114,19 @@ def precheck(
 class _Meter:
     """Streams pairs of outputs, as rows [P, C]."""
 
-    def __init__(self, channels: bool) -> None:
-        self.channels = channels
+    def __init__(self, name: str, channels: bool) -> None:
+        self.name, self.channels = name, channels
         self.output = FidelityMeter()
         self._kl: list[float] = []
 
     def update(self, quantized: Tensor, reference: Tensor) -> None:
         if reference.numel() == 0:
             return
+        if not (reference.isfinite().all() and quantized.isfinite().all()):
+            raise BevquantError(
+                f"precheck: the output of {self.name} holds NaN or infinity; bevquant.debug says "
+                "where that begins"
+            )
         pairs = [(quantized, reference)]
         if self.channels:
             pairs = list(zip(quantized.unbind(1), reference.unbind(1), strict=True))

@@ -45,7 +45,7 @@ def promises(
     if not layers:
         raise BevquantError("ptqat: no layer is quantized; call quantize and calibrate first")
     names = [layer.name for layer in layers]
-    with training(model, names) as trained:
+    with training(model, names) as trained, torch.enable_grad():
         for batch in track(batches, "promise of each layer"):
             torch.autograd.backward(objective(model, task, batch, distillation))
         scores = {layer.name: _score(layer) for layer in trained}

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
+from bevquant.errors import BevquantError
 from bevquant.ptqat.cuts import Budget, Candidate, Cut, Quantile, Theta
 from bevquant.ptqat.precheck import Granularity, Measure
 
+PROMISE: Final = "promise"
 AnyMeasure = Measure | Literal["promise"]
 
 
@@ -23,6 +25,9 @@ class Rule:
         lowest: whether those with the lowest values are trained, or those with the highest.
         granularity: of the pre-check.
         upstream: of the pre-check: whether all layers before are quantized too.
+
+    Raises:
+        BevquantError: an unknown measure or granularity.
     """
 
     cut: Cut
@@ -30,6 +35,16 @@ class Rule:
     lowest: bool = True
     granularity: Granularity = "layer"
     upstream: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("measure", self.measure, (*get_args(Measure), PROMISE)),
+            ("granularity", self.granularity, get_args(Granularity)),
+        ):
+            if value not in known:
+                raise BevquantError(f"Rule: {value!r} is no {what}; choose from {', '.join(known)}")
+        if self.measure == PROMISE and (self.granularity != "layer" or self.upstream):
+            raise BevquantError("Rule: granularity and upstream are the pre-check's, not promise's")
 
     @property
     def reason(self) -> str:
@@ -101,5 +116,5 @@ INVERTED = Rule(Theta(), lowest=False)
 EVERYTHING = Rule(Quantile(1.0))
 """Quantization-aware training of all layers."""
 
-PROMISING = Rule(Budget(0.5), "promise", lowest=False)
+PROMISING = Rule(Budget(0.5), PROMISE, lowest=False)
 """The half of the parameters by which the task's loss can win most."""

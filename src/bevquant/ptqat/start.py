@@ -7,11 +7,12 @@ from torch import nn
 
 from bevquant.errors import BevquantError
 from bevquant.progress import console
+from bevquant.ptqat import parallel
 from bevquant.ptqat.cuts import Candidate
 from bevquant.ptqat.layers import parameters_of
 from bevquant.ptqat.precheck import precheck
 from bevquant.ptqat.promise import promises
-from bevquant.ptqat.selection import PROMISING, Rule, Selection
+from bevquant.ptqat.selection import PROMISE, PROMISING, Rule, Selection
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.show import draw_selection, selection_table
 from bevquant.ptqat.task import Task
@@ -62,10 +63,12 @@ def ptqat(
         BevquantError: the rule leaves nothing to train, or as
             :func:`~bevquant.ptqat.train.train`.
     """
+    parallel.join()
     selection = select(model, task, rule, training.distillation)
-    console.print(selection_table(selection))
-    if folder:
-        draw_selection(selection, folder / "selection.png")
+    if parallel.first():
+        console.print(selection_table(selection))
+        if folder:
+            draw_selection(selection, folder / "selection.png")
     return Tuned(selection, train(model, selection.layers, task, training, folder))
 
 
@@ -97,7 +100,7 @@ def candidates(
         BevquantError: nothing is quantized, or there is no batch.
     """
     batches = [task.batches[i] for i in range(min(CHECKED, len(task.batches)))]
-    if rule.measure == "promise":
+    if rule.measure == PROMISE:
         return promises(model, task, batches, distillation)
     rows = precheck(
         model, batches, task.forward, upstream=rule.upstream, granularity=rule.granularity

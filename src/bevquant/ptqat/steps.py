@@ -17,11 +17,15 @@ from bevquant.ptqat.task import Task
 from bevquant.quant.diagnostics.debug import debug
 
 
+class NotFinite(BevquantError):
+    """The loss or its gradient is not finite."""
+
+
 def take_step(model: nn.Module, state: State, task: Task, settings: Training) -> dict[str, float]:
     """Take one step of the optimizer and return its numbers.
 
     Raises:
-        BevquantError: the loss or its gradient is not finite.
+        NotFinite: the loss or its gradient is not.
     """
     lr = settings.lr * 0.5 * (1 + math.cos(math.pi * state.step / settings.steps))
     for group in state.optimizer.param_groups:
@@ -35,7 +39,8 @@ def take_step(model: nn.Module, state: State, task: Task, settings: Training) ->
     add_gradients(state.learned.values())
     norm = nn.utils.clip_grad_norm_(state.learned.values(), settings.clip)
     if not norm.isfinite():
-        raise _not_finite(model, state, task, task.batches[index], "the gradient")
+        what = f"the gradient in step {state.step + 1}"
+        raise _not_finite(model, task, task.batches[index], what)
     state.optimizer.step()
     state.step += 1
     mean = add(sum(losses)) / settings.batch_size
@@ -60,12 +65,18 @@ def judge(
     """Return the mean loss on ``batches``, and keep the weights if it is the smallest so far.
 
     Raises:
-        BevquantError: it is not finite.
+        NotFinite: it is not.
     """
-    losses = (_loss(model, state, task, batch, settings).item() for batch in share(batches))
-    loss = add(sum(losses)) / len(batches)
-    state.judge(loss)
-    return loss
+    losses = []
+    for batch in share(batches):
+        loss = objective(model, task, batch, settings.distillation)
+        if not loss.isfinite():
+            when = f"after step {state.step}" if state.step else "before the first step"
+            raise _not_finite(model, task, batch, f"the loss of validation batches {when}")
+        losses.append(loss.item())
+    mean = add(sum(losses)) / len(batches)
+    state.judge(mean)
+    return mean
 
 
 def _loss(model: nn.Module, state: State, task: Task, batch: Any, settings: Training) -> Tensor:
@@ -73,18 +84,21 @@ def _loss(model: nn.Module, state: State, task: Task, batch: Any, settings: Trai
     with torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16):
         loss = objective(model, task, batch, settings.distillation)
     if not loss.isfinite():
-        raise _not_finite(model, state, task, batch, "the loss")
+        raise _not_finite(model, task, batch, f"the loss in step {state.step + 1}")
     return loss
 
 
-def _not_finite(model: nn.Module, state: State, task: Task, batch: Any, what: str) -> BevquantError:
-    finding = debug(model, [batch], task.forward).finding
-    where = (
-        f"the first layer to fail is {finding.name}: {finding.cause}"
-        if finding
-        else ("all layers are finite, so it is the loss itself")
-    )
-    return BevquantError(
-        f"ptqat: {what} is not finite in step {state.step + 1}; {where}. The best weights so far "
-        "are kept; lower lr"
+def _not_finite(model: nn.Module, task: Task, batch: Any, what: str) -> NotFinite:
+    where = "the outputs of all layers are finite"
+    try:
+        diagnosis = debug(model, [batch], task.forward)
+    except Exception as error:  # a loss may run the model in another way than task.forward
+        where = f"which layer is the first to fail is unknown, forward fails ({error})"
+    else:
+        if diagnosis.finding and not all(layer.finite for layer in diagnosis.layers):
+            finding = diagnosis.finding
+            where = f"the first layer to fail is {finding.name}: {finding.cause}"
+    return NotFinite(
+        f"ptqat: {what} is not finite; {where}. The best weights so far are kept; look at the "
+        "batch and the loss, or lower lr"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bevquant.errors import BevquantError
 from bevquant.quant.outputs import Outputs, floating_tensors
 from bevquant.quant.running import Forward, call
 
@@ -24,6 +25,9 @@ class Task:
         validation: batches to judge the weights on while they are trained; the first eight
             of ``batches`` if there are none.
         metric: measures the model each time its weights are judged, for the curves.
+
+    Raises:
+        BevquantError: batches that have no length or no index, as a ``DataLoader`` has none.
     """
 
     batches: Sequence[Any]
@@ -32,3 +36,11 @@ class Task:
     outputs: Outputs = floating_tensors
     validation: Sequence[Any] = ()
     metric: Callable[[nn.Module], float] | None = None
+
+    def __post_init__(self) -> None:
+        for what, batches in (("batches", self.batches), ("validation", self.validation)):
+            if not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__")):
+                raise BevquantError(
+                    f"Task: {what} must be a sequence, not {type(batches).__name__}; list(...) "
+                    "makes one"
+                )

@@ -18,9 +18,10 @@ from bevquant.ptqat.checkpoint import State, resume, save
 from bevquant.ptqat.layers import TrainedLayer, training
 from bevquant.ptqat.recompute import recomputing
 from bevquant.ptqat.settings import Training
-from bevquant.ptqat.steps import judge, take_step
+from bevquant.ptqat.steps import NotFinite, judge, take_step
 from bevquant.ptqat.task import Task
-from bevquant.quant.fingerprint import model_fingerprint
+from bevquant.ptqat.teacher import Lesson
+from bevquant.quant.fingerprint import fingerprint, model_fingerprint
 from bevquant.quant.layers import QuantLayer, quant_modules
 from bevquant.train.curves import Curves, Row, draw
 
@@ -71,8 +72,8 @@ def train(
             Several processes that ``torchrun`` started, each with the same model, train
             together: ``batch_size`` is that of all of them.
         folder: for ``checkpoint.pt``, ``curves.jsonl`` and ``curves.png``. Stopped at any
-            moment, the same call on the same model continues from the checkpoint and ends
-            with the same weights.
+            moment, the model is as it was before, and the same call on it continues from the
+            checkpoint and ends with the same weights.
 
     Raises:
         BevquantError: nothing to train, no batch, a layer that is not quantized, a folder
@@ -86,21 +87,27 @@ def train(
         "model": model_fingerprint(model),
         "layers": sorted(layers),
         "bits": {layer.name: str(layer.precision) for layer in quant_modules(model)},
-        "batches": len(task.batches),
+        "batches": _digest(task.batches),
+        "validation": _digest(task.validation),
+        "loss": task.loss is not None,
         "settings": settings.model_dump(mode="json"),
     }
     originals = {layer.name: layer for layer in _weighted(model)}
     with training(model, layers, settings.learn_scale) as trained:
         state = initial(trained, settings)
+        problem: NotFinite | None = None
         try:
-            with recomputing(model) if settings.recompute else nullcontext():
+            with recomputing(model) if settings.recompute else nullcontext(), torch.enable_grad():
                 _run(model, state, task, settings, identity, folder)
-        finally:
-            state.take_best()
-            for layer in trained if state.step else ():
-                original = originals[layer.name]
-                assert original.precision is not None
-                original.rounded[original.precision] = layer.rounding()
+        except NotFinite as error:
+            problem = error
+        state.take_best()
+        for layer in trained if state.step else ():
+            original = originals[layer.name]
+            assert original.precision is not None
+            original.rounded[original.precision] = layer.rounding()
+    if problem:
+        raise problem
     return Trained(
         layers=tuple(layer.name for layer in trained),
         parameters=sum(parameter.numel() for parameter in state.learned.values()),
@@ -130,7 +137,8 @@ def _run(
     def judgement() -> Row:
         row = {"validation": judge(model, state, task, judged, settings)}
         if curves and task.metric:
-            row["metric"] = task.metric(model)
+            with torch.no_grad():
+                row["metric"] = float(task.metric(model))
         return row
 
     if not resumed:
@@ -168,6 +176,13 @@ def initial(trained: Sequence[TrainedLayer], settings: Training) -> State:
         best_loss=math.inf,
         first_loss=math.inf,
     )
+
+
+def _digest(batches: Sequence[Any]) -> list[str]:
+    """Return how many there are, and digests of the first and the last."""
+    ends = [batches[i] for i in (0, len(batches) - 1)] if batches else []
+    parts = [end.batch if isinstance(end, Lesson) else end for end in ends]
+    return [str(len(batches)), *(fingerprint(part) for part in parts)]
 
 
 def _weighted(model: nn.Module) -> list[QuantLayer]:

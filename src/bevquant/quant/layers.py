@@ -12,9 +12,10 @@ from bevquant.errors import BevquantError
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
 from bevquant.quant.kinds import Kind, weight_of
-from bevquant.quant.observers import min_max, pair_sums
+from bevquant.quant.observers import min_max
+from bevquant.quant.pairs import limited, pair_sums
 from bevquant.quant.quantizers import ActivationQuantizer
-from bevquant.quant.spec import PerGroup, Precision, Scheme
+from bevquant.quant.spec import Precision, QuantSpec, Scheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +201,12 @@ class QuantLayer(QuantModule):
         rounding = self.rounded.get(self._bits())
         return None if rounding is None else rounding.bias
 
+    def weight_spec(self, bits: int) -> QuantSpec:
+        """Return what codes of the weight look like at ``bits``, 2..16."""
+        ndim = weight_of(self.wrapped).ndim
+        axes = self.weight_axis % ndim, self.kind.input_axis % ndim
+        return self.scheme.weights.spec(bits, *(axis - ndim for axis in axes))
+
     def weight_grid(self, bits: int, alpha: Tensor | float) -> QuantParams:
         """Return the grid of ``alpha`` times the weight's range.
 
@@ -211,15 +218,13 @@ class QuantLayer(QuantModule):
             BevquantError: the weight is not finite.
         """
         weight = weight_of(self.wrapped).detach()
-        axes = self.weight_axis % weight.ndim, self.kind.input_axis % weight.ndim
-        spec = self.scheme.weights.spec(bits, *(axis - weight.ndim for axis in axes))
+        spec = self.weight_spec(bits)
         values = min_max(weight, spec.granularity)
         if not values.finite:
             raise BevquantError(f"{self.name}: its weight holds NaN or infinity")
         factor = alpha.to(weight.device) if isinstance(alpha, Tensor) else alpha
         values = values.scaled(factor)
-        grouped = isinstance(spec.granularity, PerGroup)  # which no engine runs
-        if spec.symmetric and bits == 8 and not grouped:
+        if limited(spec):
             # No factor may shrink these: kernels would saturate.
             sums = pair_sums(weight, self.weight_axis, self.kind.channel_axis == -1)
             values = values.union(min_max(sums, spec.granularity))

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bevquant.errors import BevquantError
@@ -29,33 +28,6 @@ def min_max(x: Tensor, granularity: Granularity) -> Range:
         shape = (-1, *(1,) * (-granularity.axis - 1))
         low, high = low.reshape(shape), high.reshape(shape)
     return Range(low.float(), high.float())
-
-
-def pair_sums(weight: Tensor, output_axis: int, channels_last: bool) -> Tensor:
-    """Return the sums of the weights of neighbouring inputs, 2i and 2i + 1.
-
-    Without VNNI, x86 processors multiply unsigned 8-bit activations by signed 8-bit
-    weights, and add the products of two neighbouring inputs, in a 16-bit register that
-    saturates (vpmaddubsw). OpenVINO and ONNX Runtime use it; what they compute is exact
-    as long as no two neighbouring weights have codes that add up to more than 128. A scale
-    that covers these sums like weights ensures that, and costs a fraction of the bit that
-    codes of 7 bits would.
-
-    Args:
-        weight: at least two axes.
-        output_axis: axis of the output channels.
-        channels_last: the inputs of a product are all other axes, the last one fastest
-            (linear, sparse); otherwise they are the first of the other axes (convolutions,
-            one product per kernel position).
-
-    Returns:
-        [P, C, 1, ...], the output channels as far from the end as in ``weight``.
-    """
-    rows = weight.movedim(output_axis, 0)
-    rows = rows.flatten(1) if channels_last else rows.movedim(1, -1)
-    rows = F.pad(rows, (0, rows.shape[-1] % 2))
-    sums = rows.reshape(*rows.shape[:-1], -1, 2).sum(-1).flatten(1)
-    return sums.t().reshape(-1, len(sums), *(1,) * (weight.ndim - output_axis - 1))
 
 
 class Statistic(Protocol):
