@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import bevquant as bq
 from bevquant.data.world import VERSION
@@ -21,6 +22,7 @@ from bevquant.tasks import (
     task_error,
     task_loss,
     task_outputs,
+    task_weights,
 )
 
 NAMES = ["bevfusion_seg_small", "bevfusion_occ_small"]
@@ -68,15 +70,27 @@ def test_labels_are_compared_by_their_probabilities() -> None:
 def test_a_box_counts_as_much_as_it_is_believed_in() -> None:
     codes = torch.ones(1, 1, 3, 10)
     logits = torch.tensor([[[[-30.0, -30], [-20, 0], [30, -30]]]])
-    chance, believed = task_outputs("petr_small")(PETROutput(logits, codes))
+    output = PETROutput(logits, codes)
+    chance, same = task_outputs("petr_small")(output)
     assert torch.allclose(chance, torch.tensor([[[[0.0, 0], [0, 0.5], [1, 0]]]]), atol=1e-6)
-    assert torch.allclose(believed[0, 0, :, 0], torch.tensor([0.0, 0.5, 1]), atol=1e-6)
+    assert torch.equal(same, codes)
+    alike, belief = task_weights(nn.Identity(), output)
+    assert alike == 1
+    assert torch.allclose(belief[0, 0, :, 0], torch.tensor([0.0, 0.25, 1]), atol=1e-6)
 
-    heatmap = torch.tensor([0.0, -30]).view(1, 2, 1, 1).repeat(1, 1, 2, 3)
-    output = BEVDepthOutput(heatmap, torch.ones(1, 1, 10, 2, 3), torch.randn(1, 1, 4, 2, 3))
-    chance, believed = task_outputs("bevdepth4d_small")(output)
-    assert torch.allclose(chance[:, 0], torch.full((1, 2, 3), 0.5))
-    assert torch.allclose(believed, torch.full((1, 1, 10, 2, 3), 0.5))
+    # Each group of classes has boxes of its own; only the second believes in one.
+    heatmap = torch.full((1, 10, 2, 3), -30.0)
+    heatmap[:, 7] = 0
+    deep = BEVDepthOutput(heatmap, torch.ones(1, 2, 10, 2, 3), torch.randn(1, 1, 4, 2, 3))
+    _, belief = task_weights(network("bevdepth4d_small").build(), deep)
+    assert belief.shape == (1, 2, 1, 2, 3)
+    assert torch.allclose(belief[0, :, 0, 0, 0], torch.tensor([0.0, 0.25]))
+
+
+def test_every_output_of_a_shipped_network_has_a_weight() -> None:
+    for name in NAMES:
+        assert task_weights(nn.Identity(), torch.zeros(1, 2, 3)) == [torch.ones(())]
+        assert len(task_outputs(name)(torch.zeros(1, 2, 3))) == 1
 
 
 def test_a_centre_is_compared_within_the_cell_that_proposed_it() -> None:
@@ -97,7 +111,10 @@ def test_a_centre_is_compared_within_the_cell_that_proposed_it() -> None:
     dense, chance, codes = task_outputs("bevfusion_small")(output)
     assert dense.shape == (1, 10, 5, 7)
     assert torch.equal(chance, torch.full((1, 10, 1), 0.5))
-    assert codes[0, :, 0].tolist() == [0.125, 0.375, *[0.5] * 8]
+    assert codes[0, :, 0].tolist() == [0.25, 0.75, *[1.0] * 8]
+    *alike, belief = task_weights(nn.Identity(), output)
+    assert alike == [1, 1]
+    assert belief.tolist() == [[[0.25]]]
 
 
 @pytest.mark.slow

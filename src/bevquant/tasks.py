@@ -12,7 +12,7 @@ from bevquant.data.frame import Batch
 from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.data.preprocess import Preprocess, collate
 from bevquant.metrics.agreement import MapError, OccupancyError
-from bevquant.models.bevdepth.model import BEVDepthOutput
+from bevquant.models.bevdepth.model import BEVDepth, BEVDepthOutput
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.bevfusion.losses import LossSettings
 from bevquant.models.bevfusion.transfusion import HeadOutput
@@ -80,14 +80,20 @@ def shipped_task(
         validation: batches to judge weights on while they are trained.
     """
     batches = Frames(dataset, network(name).preprocess, frames, seed)
-    return Task(batches, loss=task_loss, outputs=task_outputs(name), validation=validation)
+    return Task(
+        batches,
+        loss=task_loss,
+        outputs=task_outputs(name),
+        weights=task_weights,
+        validation=validation,
+    )
 
 
 def task_outputs(name: str) -> Outputs:
     """Return the function that picks what a shipped network's outputs say.
 
     Probabilities, not logits: of two that mean "nothing here", it does not matter how far
-    apart they are. Box codes count as much as the box they belong to is believed in.
+    apart they are. And the codes of boxes.
     """
     net = network(name)
     if net.occupancy:
@@ -99,16 +105,33 @@ def task_outputs(name: str) -> Outputs:
 
 def _detections(output: HeadOutput | BEVDepthOutput | PETROutput) -> list[Tensor]:
     if isinstance(output, BEVDepthOutput):
-        chance = output.heatmap.sigmoid()
-        return [chance, output.codes * chance.amax(1)[:, None, None]]
+        return [output.heatmap.sigmoid(), output.codes]
     if isinstance(output, PETROutput):
-        chance = output.logits.sigmoid()
-        return [chance, output.codes * chance.amax(-1, keepdim=True)]
-    chance, cells = output.heatmap.sigmoid(), output.query_cells
-    rows = output.dense_heatmap.shape[-1]
+        return [output.logits.sigmoid(), output.codes]
+    cells, rows = output.query_cells, output.dense_heatmap.shape[-1]
     inside = output.center - torch.stack((cells // rows, cells % rows), 1)
     codes = torch.cat((inside, output.height, output.dim, output.rot, output.vel), 1)
-    return [output.dense_heatmap.sigmoid(), chance, codes * chance.amax(1, keepdim=True)]
+    return [output.dense_heatmap.sigmoid(), output.heatmap.sigmoid(), codes]
+
+
+def task_weights(model: nn.Module, output: Any) -> list[Tensor]:
+    """Return how much the elements of :func:`task_outputs` count.
+
+    Box codes as much as the float network believes in the box they belong to: the square of
+    its best class's probability. All else the same.
+    """
+    if isinstance(output, BEVDepthOutput):
+        assert isinstance(model, BEVDepth)
+        groups = output.heatmap.sigmoid().split_with_sizes(model.config.head.groups, 1)
+        belief = torch.stack([group.amax(1) for group in groups], 1)[:, :, None]
+        return [belief.new_ones(()), belief.square()]
+    if isinstance(output, PETROutput):
+        belief = output.logits.sigmoid().amax(-1, keepdim=True)
+        return [belief.new_ones(()), belief.square()]
+    if isinstance(output, HeadOutput):
+        belief = output.heatmap.sigmoid().amax(1, keepdim=True)
+        return [belief.new_ones(()), belief.new_ones(()), belief.square()]
+    return [output.new_ones(())]
 
 
 def load_shipped(name: str) -> BEVFusion | CameraDetector | DenseNetwork:

@@ -5,11 +5,11 @@ from quant_nets import ResNet, noise
 from torch import Tensor, nn
 
 import bevquant as bq
-from bevquant.ptqat.objective import objective
+from bevquant.ptqat.objective import distance, objective
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.task import Task
 from bevquant.ptqat.teacher import taught
-from bevquant.quant.layers import QuantLayer, quant_modules
+from bevquant.quant.layers import QuantLayer, floating, quant_modules
 
 BATCHES = [noise(2, 3, 8, 8, seed=seed) for seed in range(3)]
 
@@ -52,6 +52,26 @@ def test_the_same_weights_without_asking_again() -> None:
         found.append([x.weight_codes for x in quant_modules(model) if isinstance(x, QuantLayer)])
         assert (forward.float == 0) == (prepared is not task)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_elements_count_by_the_float_networks_weights() -> None:
+    model = network()
+    seen = []
+
+    def weights(model: nn.Module, output: Tensor) -> list[Tensor]:
+        seen.append(output)
+        return [output.abs()]
+
+    task = Task(BATCHES, weights=weights)
+    with torch.no_grad(), floating(model):
+        float_ = model(BATCHES[0])
+    found = distance(model, task, BATCHES[0])
+    (output,) = seen
+    assert torch.equal(output, float_)
+    error = float_.abs() * (model(BATCHES[0]) - float_).square()
+    torch.testing.assert_close(found, error.sum() / float_.abs().pow(3).sum())
+    kept = taught(model, task)
+    assert torch.equal(distance(model, kept, kept.batches[0]), found)
 
 
 def test_labels_are_seen_as_ever() -> None:

@@ -38,6 +38,7 @@ def objective(model: nn.Module, task: Task, batch: Any, distillation: float) -> 
 def distance(model: nn.Module, task: Task, batch: Any) -> Tensor:
     """Return the mean squared error of the outputs over float's mean square; mean of tensors.
 
+    Both are means weighted by ``task.weights``.
     What the float network picks with topk and the like is picked again, or rows of the
     outputs would not be the same things.
 
@@ -54,8 +55,8 @@ def distance(model: nn.Module, task: Task, batch: Any) -> Tensor:
             "pick those of fixed shape with Task(outputs=)"
         )
     errors = [
-        (output.float() - reference.float()).square().mean()
-        / reference.float().square().mean().clamp_min(1e-12)
-        for output, reference in zip(outputs, wanted.outputs, strict=True)
+        (weight * (output.float() - reference.float()).square()).mean()
+        / (weight * reference.float().square()).mean().clamp_min(1e-12)
+        for output, reference, weight in zip(outputs, wanted.outputs, wanted.weights, strict=True)
     ]
     return torch.stack(errors).mean()

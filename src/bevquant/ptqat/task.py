@@ -22,6 +22,9 @@ class Task:
             from labels in the batch. Without it the float network is the only teacher.
         outputs: picks what the quantized network should have in common with the float one
             from what ``forward`` returns: all floating-point tensors by default.
+        weights: how much each element of ``outputs`` counts, 0 or more, in tensors that
+            broadcast against them: ``weights(model, output)`` of what ``forward`` returned for
+            the float model. All elements of a tensor count the same by default.
         validation: batches to judge the weights on while they are trained; the first eight
             of ``batches`` if there are none.
         metric: measures the model each time its weights are judged, for the curves.
@@ -34,6 +37,7 @@ class Task:
     forward: Forward = call
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     outputs: Outputs = floating_tensors
+    weights: Callable[[nn.Module, Any], list[Tensor]] | None = None
     validation: Sequence[Any] = ()
     metric: Callable[[nn.Module], float] | None = None
 

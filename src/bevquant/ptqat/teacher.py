@@ -20,10 +20,12 @@ class Answer:
 
     Attributes:
         outputs: those that count for the task.
+        weights: how much their elements count, broadcasting against them.
         choices: indices that it picked with topk and the like on the way.
     """
 
     outputs: Sequence[Tensor]
+    weights: Sequence[Tensor]
     choices: list[Tensor]
 
 
@@ -63,10 +65,12 @@ def answer(model: nn.Module, task: Task, batch: Any) -> Answer:
         BevquantError: the outputs hold no floating-point tensor.
     """
     with floating(model), Recorded() as recorded:
-        outputs = task.outputs(task.forward(model, batch))
+        output = task.forward(model, batch)
+        outputs = task.outputs(output)
+        weights = task.weights(model, output) if task.weights else [x.new_ones(()) for x in outputs]
     if not outputs:
         raise BevquantError("ptqat: the model returns no floating-point tensor to distil")
-    return Answer(outputs, recorded.choices)
+    return Answer(outputs, weights, recorded.choices)
 
 
 def taught(model: nn.Module, task: Task) -> Task:
