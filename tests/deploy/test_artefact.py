@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,17 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 JSON = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(), SCALARS, max_size=3)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "\0", "\ud800"])
+def test_a_part_that_is_no_file_beside_the_manifest_is_named(folder, name):
+    manifest = json.loads((folder / "net.json").read_text())
+    del manifest["sha256"]
+    manifest["parts"][0]["file"] = name
+    path = folder / "forged.json"
+    path.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
+    with pytest.raises(BevquantError, match=re.escape(str(folder))):
+        read(path)
 
 
 @FUZZ

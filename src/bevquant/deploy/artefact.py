@@ -129,7 +129,7 @@ def read(path: Path) -> Artefact:
     manifest = _record(path, Manifest, content, content.get("card"))
     total, parts, known = path.stat().st_size, [], set(manifest.inputs)
     for entry in manifest.parts:
-        if PurePath(entry.file).name != entry.file:
+        if not entry.file or PurePath(entry.file).name != entry.file:
             raise BevquantError(f"{path}: {entry.file!r} is no name of a file beside it")
         data = _bytes(path.with_name(entry.file))
         if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -179,8 +179,8 @@ def _json(path: Path, text: str) -> Any:
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # the latter: no name that a file can have
+        raise BevquantError(f"{path}: cannot be read ({error})") from error
 
 
 def _files_of(path: Path) -> set[str]:
