@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bevquant.train.curves import SMOOTHING, Curves, draw, smooth
+from bevquant.train.curves import Curves, draw, smooth
 
 
 def test_rows_of_unfinished_steps_are_dropped_when_a_run_continues(tmp_path: Path) -> None:
@@ -22,9 +22,9 @@ def test_rows_of_unfinished_steps_are_dropped_when_a_run_continues(tmp_path: Pat
 
 
 def test_smoothing_averages_what_came_before() -> None:
-    values = [float(i) for i in range(2 * SMOOTHING)]
-    assert smooth(values)[3] == pytest.approx(1.5)
-    assert smooth(values)[-1] == pytest.approx(sum(values[SMOOTHING:]) / SMOOTHING)
+    values = [float(i) for i in range(100)]
+    assert smooth(values, 50)[3] == pytest.approx(1.5)
+    assert smooth(values, 50)[-1] == pytest.approx(sum(values[50:]) / 50)
 
 
 def test_picture_is_a_png(tmp_path: Path) -> None:

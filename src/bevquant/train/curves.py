@@ -14,7 +14,7 @@ from bevquant.files import atomic_path, write_text
 
 Row = dict[str, float]
 SMOOTHING = 50
-"""Steps over which the picture averages."""
+"""Most steps over which the picture averages; fewer of a short run."""
 
 COLUMNS = 3
 
@@ -60,7 +60,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes = figure.add_subplot(lines, COLUMNS, position)
         steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
         if 2 * len(steps) > len(rows):
-            axes.plot(steps, smooth(values), linewidth=1)
+            axes.plot(steps, smooth(values, min(SMOOTHING, len(values) // 20 + 1)), linewidth=1)
             axes.set_yscale("log")
         else:
             axes.plot(steps, values, marker="o")
@@ -70,7 +70,7 @@ def draw(rows: list[Row], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """Return the mean of each value and the :data:`SMOOTHING` - 1 before it."""
-    windows = (values[max(0, end - SMOOTHING) : end] for end in range(1, len(values) + 1))
+def smooth(values: Sequence[float], steps: int) -> list[float]:
+    """Return the mean of each value and the ``steps`` - 1 before it."""
+    windows = (values[max(0, end - steps) : end] for end in range(1, len(values) + 1))
     return [fmean(window) for window in windows]
