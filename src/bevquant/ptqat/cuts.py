@@ -126,12 +126,11 @@ class Knee:
         """Return the layers before the knee, and that at the knee."""
         if len(candidates) < 3:
             return candidates
-        scores = [each.score for each in candidates]
+        heights = [each.score for each in candidates]
         # Some are logarithms already; and what is 0 would dwarf all differences between others.
-        above = [score for score in scores if score > 0]
-        if min(scores) >= 0 and above:
-            scores = [math.log(max(score, min(above))) for score in scores]
-        heights = scores
+        above = [score for score in heights if score > 0]
+        if min(heights) >= 0 and above:
+            heights = [math.log(max(score, min(above))) for score in heights]
         slope = (heights[-1] - heights[0]) / (len(heights) - 1)
         distances = [abs(y - heights[0] - slope * x) for x, y in enumerate(heights)]
         return candidates[: distances.index(max(distances)) + 1]

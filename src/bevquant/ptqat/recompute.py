@@ -25,17 +25,17 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     known = dict(model.named_modules())
     names = {layer.main_module for layer in quant_modules(model)} - {""}
     modules = [known[name] for name in sorted(names)]
-    before = [dict(module.__dict__) for module in modules]
+    own = [module.__dict__.get("forward") for module in modules]
     try:
         for module in modules:
             # On the instance: its class, and what nn.Module.__call__ does, stay as they are.
             module.__dict__["forward"] = _twice(module.forward)
         yield
     finally:
-        for module, attributes in zip(modules, before, strict=True):
+        for module, forward in zip(modules, own, strict=True):
             module.__dict__.pop("forward", None)
-            if "forward" in attributes:
-                module.__dict__["forward"] = attributes["forward"]
+            if forward is not None:
+                module.__dict__["forward"] = forward
 
 
 def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:

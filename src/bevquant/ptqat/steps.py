@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,12 @@ def take_step(model: nn.Module, state: State, task: Task, settings: Training) ->
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad()
+    device = next(iter(state.learned.values())).device.type
     losses = []
     for index in share(indices(state.step, len(task.batches), settings)):
-        loss = _loss(model, state, task, task.batches[index], settings)
+        what = f"the loss in step {state.step + 1}"
+        lower = torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16)
+        loss = _loss(model, task, task.batches[index], settings, what, lower)
         torch.autograd.backward(loss / settings.batch_size)
         losses.append(loss.item())
     add_gradients(state.learned.values())
@@ -67,24 +71,26 @@ def judge(
     Raises:
         NotFinite: it is not.
     """
-    losses = []
-    for batch in share(batches):
-        loss = objective(model, task, batch, settings.distillation)
-        if not loss.isfinite():
-            when = f"after step {state.step}" if state.step else "before the first step"
-            raise _not_finite(model, task, batch, f"the loss of validation batches {when}")
-        losses.append(loss.item())
+    when = f"after step {state.step}" if state.step else "before the first step"
+    what = f"the loss of validation batches {when}"
+    losses = (_loss(model, task, batch, settings, what).item() for batch in share(batches))
     mean = add(sum(losses)) / len(batches)
     state.judge(mean)
     return mean
 
 
-def _loss(model: nn.Module, state: State, task: Task, batch: Any, settings: Training) -> Tensor:
-    device = next(iter(state.learned.values())).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16):
+def _loss(
+    model: nn.Module,
+    task: Task,
+    batch: Any,
+    settings: Training,
+    what: str,
+    precision: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 (it does nothing)
+) -> Tensor:
+    with precision:
         loss = objective(model, task, batch, settings.distillation)
     if not loss.isfinite():
-        raise _not_finite(model, task, batch, f"the loss in step {state.step + 1}")
+        raise _not_finite(model, task, batch, what)
     return loss
 
 
