@@ -1,9 +1,9 @@
 """Which layers are worth training: our rule against all of them, and against either half.
 
-Runs the five recipes ``recipes/ptqat_*_small.yaml`` (W4A8, each from refined and reconstructed
-weights, equal steps, their seeds), and PETR at W8A8. Points are hundredths of NDS or mIoU, of
-a generated world. Whatever is finished is kept in ``--folder``, and the same command continues:
-hours on two cores.
+Runs the five recipes ``recipes/ptqat_*_small.yaml`` (each from refined and reconstructed weights,
+equal steps, their seeds), and PETR at W8A8. Prints what each rule wins on each network, and the
+claims at W4A8. Points are hundredths of NDS or mIoU, of a generated world. Whatever is finished
+is kept in ``--folder``, and the same command continues: hours on two cores.
 """
 
 import argparse
@@ -20,12 +20,13 @@ from _rows import Row, conclude, of_seeds, parser
 
 import bevquant as bq
 from bevquant.experiments.ptqat import run_ptqat_table
-from bevquant.experiments.ptqat_gains import Rows, headlines, loss_taken_off, points
+from bevquant.experiments.ptqat_gains import Rows, headlines, loss_taken_off, points, side_by_side
 from bevquant.experiments.ptqat_recipe import PtqatTable
 from bevquant.experiments.ptqat_rows import Series, metrics, split, start, task_of
 from bevquant.experiments.ptqat_rules import PTQ
 from bevquant.files import read_json
 from bevquant.models.zoo import network
+from bevquant.progress import console
 from bevquant.ptqat.layers import training
 from bevquant.ptqat.steps import take_step
 from bevquant.ptqat.train import initial
@@ -77,13 +78,14 @@ class Table:
 
 
 def measure(folder: Path, jobs: int) -> Sequence[Row]:
-    recipes = {name: _recipe(name) for name in NETWORKS}
+    recipes = {name: load_recipe(RECIPES / f"ptqat_{name}.yaml", PtqatTable) for name in NETWORKS}
     ensure_world(folder / "world", recipes[NETWORKS[0]].world, jobs)
     for name, recipe in recipes.items():
         (folder / name).mkdir(exist_ok=True)
         if not (folder / name / "world").exists():
             (folder / name / "world").symlink_to("../world")
         run_ptqat_table(recipe, folder / name, jobs)
+    _print_gains(folder, recipes[NETWORKS[0]].precisions)
     tables = [Table.read(folder / name / "table.json") for name in NETWORKS]
     mean = {
         name: np.mean([table.points[name] for table in tables], axis=0).tolist()
@@ -118,9 +120,11 @@ def measure(folder: Path, jobs: int) -> Sequence[Row]:
     ]
 
 
-def _recipe(name: str) -> PtqatTable:
-    recipe = load_recipe(RECIPES / f"ptqat_{name}.yaml", PtqatTable)
-    return recipe.model_copy(update={"precisions": (PRECISION,)})
+def _print_gains(folder: Path, precisions: Sequence[str]) -> None:
+    found = {name: read_json(folder / name / "table.json")["rows"] for name in NETWORKS}
+    for precision in precisions:
+        table = side_by_side({name: rows[precision] for name, rows in found.items()})
+        console.print(f"{precision}\n\n{table}\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def _step_ratio(recipe: PtqatTable, out: Path, table: Table) -> float:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bevquant.errors import BevquantError
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
+from bevquant.quant.diagnostics.sensitivity import calibrated_layers
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, Rounding, quant_modules, swap
 from bevquant.quant.pairs import limited, pair_excess
@@ -109,6 +111,19 @@ class TrainedLayer(QuantLayer):
         slope = torch.where((steps >= low) & (steps <= high), slope - steps, slope)
         moved = slope * self._grid.scale * self.stretch
         return weight + (moved - moved.detach())  # + 0, with a gradient
+
+
+def trainable_layers(model: nn.Module) -> list[QuantLayer]:
+    """Return the quantized layers of ``model`` with a weight, in order of their calls.
+
+    Raises:
+        BevquantError: there is none.
+    """
+    layers = [layer for layer in calibrated_layers(model) if isinstance(layer, QuantLayer)]
+    layers = [layer for layer in layers if layer.quantized]
+    if not layers:
+        raise BevquantError("ptqat: no layer is quantized; call quantize and calibrate first")
+    return layers
 
 
 def parameters_of(layer: QuantLayer) -> int:

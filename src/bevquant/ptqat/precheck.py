@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.progress import track
+from bevquant.ptqat.layers import trainable_layers
 from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.diagnostics.fidelity import Fidelity, FidelityMeter
-from bevquant.quant.diagnostics.sensitivity import calibrated_layers
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, floating
 from bevquant.quant.running import Forward, call, evaluating
@@ -90,10 +90,7 @@ def precheck(
         BevquantError: no layer is quantized, there is no batch, no layer was called, or an
             output is not finite.
     """
-    layers = [layer for layer in calibrated_layers(model) if isinstance(layer, QuantLayer)]
-    layers = [layer for layer in layers if layer.quantized]
-    if not layers:
-        raise BevquantError("precheck: no layer is quantized; call quantize and calibrate first")
+    layers = trainable_layers(model)
     if not batches:
         raise BevquantError("precheck: there is no batch to compare on")
     meters = {layer: _Meter(layer.name, granularity == "channel") for layer in layers}

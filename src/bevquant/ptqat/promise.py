@@ -6,16 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.ptqat.cuts import Candidate
-from bevquant.ptqat.layers import TrainedLayer, parameters_of, training
+from bevquant.ptqat.layers import TrainedLayer, parameters_of, trainable_layers, training
 from bevquant.ptqat.objective import objective
 from bevquant.ptqat.task import Task
 from bevquant.quant import affine
-from bevquant.quant.diagnostics.sensitivity import calibrated_layers
 from bevquant.quant.kinds import weight_of
-from bevquant.quant.layers import QuantLayer
 
 
 def promises(
@@ -40,10 +37,7 @@ def promises(
     Raises:
         BevquantError: no layer is quantized.
     """
-    layers = [layer for layer in calibrated_layers(model) if isinstance(layer, QuantLayer)]
-    layers = [layer for layer in layers if layer.quantized]
-    if not layers:
-        raise BevquantError("ptqat: no layer is quantized; call quantize and calibrate first")
+    layers = trainable_layers(model)
     names = [layer.name for layer in layers]
     with training(model, names) as trained, torch.enable_grad():
         for batch in track(batches, "promise of each layer"):
