@@ -23,7 +23,8 @@ class Rule:
             the task's loss could win by a layer, for each of its weights (see
             :func:`~bevquant.ptqat.promise.promises`).
         lowest: whether those with the lowest values are trained, or those with the highest.
-        granularity: of the pre-check.
+        granularity: of the pre-check. Layers of a block have the same score: a quantile that
+            ends within a block takes those that are called first.
         upstream: of the pre-check: whether all layers before are quantized too.
 
     Raises:
