@@ -69,7 +69,7 @@ def run_ptqat_table(recipe: PtqatTable, out: Path, jobs: int) -> None:
     )
     for precision, rows in figures.items():
         draw_gains(rows, out / f"gains-{precision}.png")
-    console.print(page, markup=False, highlight=False)
+    console.print(page, markup=False, highlight=False, soft_wrap=True)
 
 
 def _all_series(recipe: PtqatTable, out: Path, precision: str) -> list[Series]:
