@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,15 @@ BATCHES = [noise(2, 3, 8, 8, seed=seed) for seed in range(4)]
 SETTINGS = bq.Training(steps=4, lr=0.02, batch_size=2, checkpoint_steps=2)
 
 
-def trained(folder: Path) -> tuple[nn.Module, tuple[float, float]]:
+def quantized(batches: Sequence[torch.Tensor]) -> nn.Module:
     model = seeded(ResNet())
-    bq.fold_batchnorm(model, BATCHES[0])
-    bq.calibrate(bq.quantize(model, bq.W2A8), BATCHES)
+    bq.fold_batchnorm(model, batches[0])
+    bq.calibrate(bq.quantize(model, bq.W2A8), batches)
+    return model
+
+
+def trained(folder: Path) -> tuple[nn.Module, tuple[float, float]]:
+    model = quantized(BATCHES)
     found = train(model, ["stem.0", "up.0"], bq.Task(BATCHES), SETTINGS, folder)
     return model, (found.before, found.after)
 
@@ -53,6 +59,7 @@ def launch(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
         check=False,
         capture_output=True,
         text=True,
+        timeout=300,
     )
 
 
@@ -85,3 +92,23 @@ def test_a_process_without_a_batch_is_refused(tmp_path: Path) -> None:
     result = launch(tmp_path, script)
     assert result.returncode != 0
     assert "batch_size 1 is less than the 2 processes" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    script = (
+        "import sys, pathlib, torch, test_ptqat_parallel as t\n"
+        "t.BATCHES[0] = t.BATCHES[0] * torch.inf\n"
+        "try:\n"
+        "    t.train(t.quantized(t.BATCHES[1:]), ['stem.0'], t.bq.Task(t.BATCHES), t.SETTINGS)\n"
+        "except t.bq.BevquantError as error:\n"
+        "    rank = torch.distributed.get_rank()\n"
+        "    (pathlib.Path(sys.argv[1]) / f'{rank}.txt').write_text(str(error))\n"
+        "torch.distributed.destroy_process_group()"
+    )
+    result = launch(tmp_path, script)
+    assert result.returncode == 0, result.stderr
+    messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert all("before the first step is not finite" in message for message in messages)
+    assert "the first layer to fail is" in messages[0]

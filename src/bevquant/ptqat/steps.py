@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bevquant.errors import BevquantError
 from bevquant.ptqat.checkpoint import State
@@ -26,7 +25,7 @@ def take_step(model: nn.Module, state: State, task: Task, settings: Training) ->
     """Take one step of the optimizer and return its numbers.
 
     Raises:
-        NotFinite: the loss or its gradient is not.
+        NotFinite: the loss or its gradient is not; in all processes at once.
     """
     lr = settings.lr * 0.5 * (1 + math.cos(math.pi * state.step / settings.steps))
     for group in state.optimizer.param_groups:
@@ -35,19 +34,20 @@ def take_step(model: nn.Module, state: State, task: Task, settings: Training) ->
     device = next(iter(state.learned.values())).device.type
     losses = []
     for index in share(indices(state.step, len(task.batches), settings)):
-        what = f"the loss in step {state.step + 1}"
-        lower = torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16)
-        loss = _loss(model, task, task.batches[index], settings, what, lower)
+        with torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16):
+            loss = objective(model, task, task.batches[index], settings.distillation)
         torch.autograd.backward(loss / settings.batch_size)
-        losses.append(loss.item())
+        losses.append((index, loss.item()))
+    mean = add(sum(loss for _, loss in losses)) / settings.batch_size
+    if not math.isfinite(mean):
+        raise _not_finite(model, task, task.batches, losses, f"the loss in step {state.step + 1}")
     add_gradients(state.learned.values())
     norm = nn.utils.clip_grad_norm_(state.learned.values(), settings.clip)
     if not norm.isfinite():
         what = f"the gradient in step {state.step + 1}"
-        raise _not_finite(model, task, task.batches[index], what)
+        raise _not_finite(model, task, task.batches, losses, what)
     state.optimizer.step()
     state.step += 1
-    mean = add(sum(losses)) / settings.batch_size
     return {"step": state.step, "loss": mean, "gradient": norm.item(), "lr": lr}
 
 
@@ -69,35 +69,36 @@ def judge(
     """Return the mean loss on ``batches``, and keep the weights if it is the smallest so far.
 
     Raises:
-        NotFinite: it is not.
+        NotFinite: it is not; in all processes at once.
     """
-    when = f"after step {state.step}" if state.step else "before the first step"
-    what = f"the loss of validation batches {when}"
-    losses = (_loss(model, task, batch, settings, what).item() for batch in share(batches))
-    mean = add(sum(losses)) / len(batches)
+    losses = [
+        (place, objective(model, task, batches[place], settings.distillation).item())
+        for place in share(range(len(batches)))
+    ]
+    mean = add(sum(loss for _, loss in losses)) / len(batches)
+    if not math.isfinite(mean):
+        when = f"after step {state.step}" if state.step else "before the first step"
+        what = f"the loss of validation batches {when}"
+        raise _not_finite(model, task, batches, losses, what)
     state.judge(mean)
     return mean
 
 
-def _loss(
+def _not_finite(
     model: nn.Module,
     task: Task,
-    batch: Any,
-    settings: Training,
+    batches: Sequence[Any],
+    losses: Sequence[tuple[int, float]],
     what: str,
-    precision: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 (it does nothing)
-) -> Tensor:
-    with precision:
-        loss = objective(model, task, batch, settings.distillation)
-    if not loss.isfinite():
-        raise _not_finite(model, task, batch, what)
-    return loss
+) -> NotFinite:
+    """Return the error, with what one of ``batches``, of this process, does to the layers.
 
-
-def _not_finite(model: nn.Module, task: Task, batch: Any, what: str) -> NotFinite:
+    ``losses`` are its batches' places and their losses: the first to fail is looked at.
+    """
+    places = [place for place, _ in sorted(losses, key=lambda pair: math.isfinite(pair[1]))]
     where = "the outputs of all layers are finite"
     try:
-        diagnosis = debug(model, [batch], task.forward)
+        diagnosis = debug(model, [batches[place] for place in places[:1]], task.forward)
     except Exception as error:  # a loss may run the model in another way than task.forward
         where = f"which layer is the first to fail is unknown, forward fails ({error})"
     else:
