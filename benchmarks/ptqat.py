@@ -9,6 +9,7 @@ is kept in ``--folder``, and the same command continues: hours on two cores.
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,8 +45,8 @@ NETWORKS = (
     "bevfusion_occ_small",
 )
 PRECISION = "W4A8"
-ROUNDS, STEPS = 3, 5
-"""Of taking turns, and in each, to time a step."""
+FRAMES, WARM_UP, STEPS = 6, 2, 30
+"""To time a step on; steps that are not timed, and those that are."""
 DEFAULT, ALL, LOW, HIGH = "promising half", "QAT", "low half, mse", "high half, mse"
 
 
@@ -128,23 +129,26 @@ def _print_gains(folder: Path, precisions: Sequence[str]) -> None:
 
 
 def _step_ratio(recipe: PtqatTable, out: Path, table: Table) -> float:
-    """Return the median time of a step of our rule over that of QAT, taken in turns."""
+    """Return the median time of a step of our rule over the same step of QAT; they take turns."""
     torch.set_num_threads(1)
-    few = recipe.model_copy(update={"train_frames": STEPS + 1, "judge_frames": 1})
+    few = recipe.model_copy(update={"train_frames": FRAMES, "judge_frames": 1})
     series = Series(few, out, PRECISION, seed=0)
     task = task_of(series)
     seconds: dict[str, list[float]] = {DEFAULT: [], ALL: []}
-    for _ in range(ROUNDS):
+    with ExitStack() as stack:
+        turns = []
         for name, times in seconds.items():
             model = start(series)
-            with training(model, table.rows[name][0]["layers"]) as trained:
-                state = initial(trained, recipe.training)
-                take_step(model, state, task, recipe.training)
+            layers = table.rows[name][0]["layers"]
+            trained = stack.enter_context(training(model, layers))
+            turns.append((model, initial(trained, recipe.training), times))
+        for _ in range(WARM_UP + STEPS):
+            for model, state, times in turns:
                 started = time.perf_counter()
-                for _ in range(STEPS):
-                    take_step(model, state, task, recipe.training)
+                take_step(model, state, task, recipe.training)
                 times.append(time.perf_counter() - started)
-    return median(seconds[DEFAULT]) / median(seconds[ALL])
+    pairs = zip(seconds[DEFAULT][WARM_UP:], seconds[ALL][WARM_UP:], strict=True)
+    return median(ours / theirs for ours, theirs in pairs)
 
 
 def _petr(recipe: PtqatTable, folder: Path) -> tuple[Sequence[float], Sequence[float]]:
