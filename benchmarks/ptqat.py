@@ -112,6 +112,7 @@ def measure(folder: Path, jobs: int) -> Sequence[Row]:
         _difference("loss taken off, default over QAT of all, %", 0, gain[DEFAULT], gain[ALL]),
         _difference(f"the same, over {better}, %", 0, gain[DEFAULT], gain[better]),
         _most("trained parameters, of all", 0.5, [table.ratio("parameters") for table in tables]),
+        of_seeds("seconds of a step, of QAT's, mean", "at most", 1, times, fmean(times)),
         _most("seconds of a step, of QAT's", 1, times),
         _most("memory of a step, of QAT's", 1, [table.ratio("bytes") for table in tables]),
         _difference("W4A8 over float, points", -0.5, mean[DEFAULT], mean["float"]),
