@@ -15,6 +15,8 @@ import bevquant as bq
 from bevquant.ptqat.train import train
 from bevquant.quant.layers import QuantLayer, quant_modules
 
+pytestmark = pytest.mark.slow
+
 BATCHES = [noise(2, 3, 8, 8, seed=seed) for seed in range(4)]
 SETTINGS = bq.Training(steps=4, lr=0.02, batch_size=2, checkpoint_steps=2)
 
@@ -49,6 +51,7 @@ def report(folder: str) -> None:
 
 
 def launch(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("accelerate")
     file = folder / "script.py"
     file.write_text(script)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -63,9 +66,7 @@ def launch(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_two_processes_take_the_same_steps_as_one(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     script = "import sys, test_ptqat_parallel as t; t.report(sys.argv[1])"
     result = launch(tmp_path, script)
     assert result.returncode == 0, result.stderr
@@ -81,9 +82,7 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path: Path) -> None:
     assert rows == [SETTINGS.steps + 1, SETTINGS.steps + 1]
 
 
-@pytest.mark.slow
 def test_a_process_without_a_batch_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     script = (
         "import sys, pathlib, test_ptqat_parallel as t\n"
         "t.SETTINGS = t.SETTINGS.model_copy(update={'batch_size': 1})\n"
@@ -94,9 +93,7 @@ def test_a_process_without_a_batch_is_refused(tmp_path: Path) -> None:
     assert "batch_size 1 is less than the 2 processes" in result.stderr
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     script = (
         "import sys, pathlib, torch, test_ptqat_parallel as t\n"
         "t.BATCHES[0] = t.BATCHES[0] * torch.inf\n"

@@ -69,7 +69,8 @@ def test_nothing_left_to_train_is_refused() -> None:
     model = quantized(seeded(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))), batches)
     with pytest.raises(bq.BevquantError, match=r"nothing to train \(mse < 1e-09\): mse goes from"):
         ptqat(model, Task(batches), Rule(Theta(1e-9)), SHORT)
-    with pytest.raises(bq.BevquantError, match=r"\(highest promise that fits into 10%"):
+    refusal = r"nothing to train \(highest promise that fits into 10%"
+    with pytest.raises(bq.BevquantError, match=refusal):
         ptqat(model, Task(batches), Rule(Budget(0.1), "promise", lowest=False), SHORT)
     with pytest.raises(bq.BevquantError, match="no layer is quantized"):
         ptqat(seeded(nn.Sequential(nn.Linear(5, 4))), Task(batches), PAPER, SHORT)

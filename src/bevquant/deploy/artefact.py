@@ -179,7 +179,9 @@ def _json(path: Path, text: str) -> Any:
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # the latter: no name that a file can have
+    except OSError as error:
+        raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # no name that a file can have
         raise BevquantError(f"{path}: cannot be read ({error})") from error
 
 
