@@ -1,5 +1,6 @@
 import math
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -128,8 +129,22 @@ def test_pickled_evaluator_finds_the_same() -> None:
 
 def test_outputs_that_are_not_finite_have_an_infinite_error() -> None:
     model = quantized()
-    evaluator = Evaluator(model, space(model), batches(), lambda *_: math.nan)
+    spoilt = partial(_spoilt, factor=math.nan)
+    evaluator = Evaluator(model, space(model), batches(), cosine_error, spoilt)
     assert evaluator.evaluate(job(evaluator.space.lowest)).errors == (math.inf,) * 3
+
+
+def _spoilt(model: nn.Module, batch: torch.Tensor, factor: float) -> torch.Tensor:
+    return model(batch) * factor
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, "much", None, torch.ones(2)])
+def test_an_error_that_is_no_finite_number_is_refused(error: Any) -> None:
+    """Of finite outputs: what is wrong is the function, not the network."""
+    model = quantized()
+    evaluator = Evaluator(model, space(model), batches(), lambda *_: error)
+    with pytest.raises(bq.BevquantError, match="search: the error function returned"):
+        evaluator.evaluate(job(evaluator.space.lowest))
 
 
 def test_negative_error_is_refused() -> None:

@@ -147,8 +147,8 @@ def training(
         learn_scale: whether scales are learned too.
     """
     chosen = [x for x in quant_modules(model) if isinstance(x, QuantLayer) and x.name in names]
-    modes = {module: module.training for module in model.modules()}
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    modes = {module: module.training for module in nn.Module.modules(model)}
+    wanted = [p for p in nn.Module.parameters(model) if p.requires_grad]
     pairs: dict[nn.Module, TrainedLayer] = {
         layer: TrainedLayer(layer, learn_scale) for layer in chosen
     }

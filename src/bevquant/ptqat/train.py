@@ -105,7 +105,7 @@ def train(
         for layer in trained if state.step else ():
             original = originals[layer.name]
             assert original.precision is not None
-            original.rounded[original.precision] = layer.rounding()
+            original.learn(original.precision, layer.rounding())
     if problem:
         raise problem
     return Trained(

@@ -42,7 +42,8 @@ def attend(
     else:
         logits = logits + mask
         nowhere = logits.amax(-1, keepdim=True) == -torch.inf
-        weights = logits.softmax(-1).masked_fill(nowhere, 0)
+        # Not -inf throughout: softmax would have gradients of NaN there.
+        weights = logits.masked_fill(nowhere, 0).softmax(-1).masked_fill(nowhere, 0)
     weights = F.dropout(weights, drop) if drop else weights
     return mix(weights, value), weights
 
@@ -193,9 +194,9 @@ def expand_attention(model: nn.Module) -> None:
     An ``nn.TransformerEncoder`` around it no longer leaves out padded positions by nested
     tensors: their outputs, which are 0 there, become some number that nothing depends on.
     """
-    found = [module for module in model.modules() if is_expandable(module)]
+    found = [module for module in nn.Module.modules(model) if is_expandable(module)]
     swap(model, {module: ExpandedAttention(module) for module in found})
-    for module in model.modules() if found else ():
+    for module in nn.Module.modules(model) if found else ():
         if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
             module.use_nested_tensor = False
             setattr(module, _NESTED, True)
@@ -203,9 +204,9 @@ def expand_attention(model: nn.Module) -> None:
 
 def collapse_attention(model: nn.Module) -> None:
     """Undo :func:`expand_attention`: the same modules and parameters as before."""
-    found = [module for module in model.modules() if isinstance(module, ExpandedAttention)]
+    found = [module for module in nn.Module.modules(model) if isinstance(module, ExpandedAttention)]
     swap(model, {module: module.collapse() for module in found})
-    for module in model.modules():
+    for module in nn.Module.modules(model):
         if isinstance(module, nn.TransformerEncoder) and module.__dict__.pop(_NESTED, False):
             module.use_nested_tensor = True
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.progress import track
+from bevquant.quant.inputs import stream_of
 from bevquant.quant.inventory import macs_by_name, set_macs
 from bevquant.quant.layers import QuantModule, floating, quant_modules
 from bevquant.quant.observers import MIN_MAX, Observer, min_max
@@ -66,7 +67,7 @@ def calibrate(
     hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers]
     try:
         with evaluating(model), floating(model):
-            for batch in track(batches, "calibrate"):
+            for batch in track(stream_of(batches, "calibrate"), "calibrate"):
                 with counting_macs(model) if count == 0 else nullcontext() as macs:
                     forward(model, batch)
                 if macs is not None:

@@ -35,6 +35,7 @@ def save_calibration(
     Raises:
         BevquantError: ``model`` is not calibrated, or the file cannot be written.
     """
+    path = Path(path)
     tensors: dict[str, Tensor] = {}
     for layer in quant_modules(model):
         tensors |= {f"{layer.name}:{key}": value for key, value in _pack(layer).items()}
@@ -113,7 +114,7 @@ def _unpack(layer: QuantModule, packed: Mapping[str, Tensor]) -> None:
             scale, zero_point = (packed[f"rounded:{first}:{x}"] for x in ("scale", "zero_point"))
             grid = QuantParams(scale, zero_point, spec.quant_min, spec.quant_max)
             bias = packed[f"rounded:{first}:bias"]
-            layer.rounded[precision] = Rounding(value.to(torch.int32), grid, bias)
+            layer.learn(precision, Rounding(value.to(torch.int32), grid, bias))
     for quantizer, values in zip(layer.inputs, ranges, strict=True):
         quantizer.ranges = values
 

@@ -1,17 +1,31 @@
 """Exact folding of BatchNorm into the layer that feeds it."""
 
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bevquant.errors import BevquantError
+from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.kinds import kind_of, weight_of
 from bevquant.quant.layers import quant_modules, swap
-from bevquant.quant.running import Forward, call
+from bevquant.quant.outputs import floating_tensors
+from bevquant.quant.running import Forward, call, evaluating
 from bevquant.quant.scaling import like, rescaled, scale_outputs
 from bevquant.quant.watch import Watch
+
+ROUNDING = 1e-4
+"""Share of an output's largest value that rounding changes it by at most, in deep networks."""
+
+HOOKS = "it or the layer before it has forward hooks, which would see other values"
+INEXACT = (
+    "the model would return something else (is the weight of the layer before it read elsewhere, "
+    "or changed on its way, or is the norm called without being a module's child?)"
+)
 
 
 def fold_batchnorm(model: nn.Module, batch: Any, forward: Forward = call) -> tuple[str, ...]:
@@ -25,6 +39,10 @@ def fold_batchnorm(model: nn.Module, batch: Any, forward: Forward = call) -> tup
     The layer's weight and bias become those of layer and norm together (running
     statistics), computed in float64; a layer that has no place for a bias keeps its share
     of the norm as an addition. :func:`~bevquant.quant.prepare.restore` undoes it.
+
+    Whether the model still returns what it did is checked on the batch. A norm that it does
+    not (its layer's weight is read elsewhere, say, or changed on the way) is left alone, and
+    so is one with hooks of a user's, or whose layer has some; a warning names each.
 
     Args:
         model: float, not yet quantized.
@@ -42,14 +60,72 @@ def fold_batchnorm(model: nn.Module, batch: Any, forward: Forward = call) -> tup
     if rescaled(model):
         raise BevquantError("fold_batchnorm: the model is equalized; fold before equalize")
     pairs = _pairs(model, batch, forward)
-    names = tuple(name for name, module in model.named_modules() if module in pairs)
-    swap(model, {norm: _fold(norm, layer) for norm, layer in pairs.items()})
-    return names
+    names = {module: name for name, module in model.named_modules() if module in pairs}
+    reasons = {norm: HOOKS for norm, layer in pairs.items() if _hooked(norm) or _hooked(layer)}
+    candidates = [norm for norm in names if norm not in reasons]
+    inexact = _fold_what_stays_exact(model, pairs, candidates, lambda: forward(model, batch))
+    reasons |= dict.fromkeys(inexact, INEXACT)
+    for norm, reason in reasons.items():
+        warnings.warn(f"fold_batchnorm: left {names[norm]!r} alone: {reason}", stacklevel=2)
+    return tuple(name for norm, name in names.items() if norm not in reasons)
+
+
+def _fold_what_stays_exact(
+    model: nn.Module,
+    pairs: Mapping[_BatchNorm, nn.Module],
+    candidates: Sequence[_BatchNorm],
+    run: Callable[[], Any],
+) -> list[_BatchNorm]:
+    """Fold the candidates; return those that had to be left, as the model's outputs changed.
+
+    All are folded at once; only if that changes something are they folded half by half.
+    """
+
+    def outputs() -> list[Tensor]:
+        with evaluating(model), torch.random.fork_rng(devices=()), Replayed(chosen):
+            torch.manual_seed(0)
+            return floating_tensors(run())
+
+    def attempt(norms: Sequence[_BatchNorm]) -> list[_BatchNorm]:
+        if not norms:
+            return []
+        folded: dict[nn.Module, FoldedBatchNorm] = {n: _fold(n, pairs[n]) for n in norms}
+        swap(model, dict(folded))
+        if _agree(outputs(), wanted):
+            return []
+        swap(model, {each: each.unfold() for each in reversed(folded.values())})
+        if len(norms) == 1:
+            return list(norms)
+        half = len(norms) // 2
+        return attempt(norms[:half]) + attempt(norms[half:])
+
+    chosen: list[Tensor] = []
+    with evaluating(model), Recorded() as recorded:
+        run()
+    chosen = recorded.choices
+    wanted = [tensor.clone() for tensor in outputs()]
+    return attempt(candidates)
+
+
+def _agree(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether outputs are the same up to rounding."""
+    if [x.shape for x in outputs] != [x.shape for x in wanted]:
+        return False
+    for output, exact in zip(outputs, wanted, strict=True):
+        bound = ROUNDING * float(exact.abs().nan_to_num(0, 0, 0).amax()) if exact.numel() else 0.0
+        if not torch.allclose(output, exact, rtol=0, atol=bound, equal_nan=True):
+            return False
+    return True
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at, or changes, what a module is given or returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def unfold(model: nn.Module) -> None:
     """Undo :func:`fold_batchnorm`: the same norms and parameters as before."""
-    folded = [module for module in model.modules() if isinstance(module, FoldedBatchNorm)]
+    folded = [module for module in nn.Module.modules(model) if isinstance(module, FoldedBatchNorm)]
     swap(model, {module: module.unfold() for module in folded})
 
 

@@ -103,7 +103,7 @@ def unquantized(model: nn.Module) -> list[Unquantized]:
             reason = _why_layer_float(module, calibrated)
         elif kind_of(module) is not None or is_expandable(module):
             reason = "quantize has not been called on it"
-        elif any(True for _ in module.parameters(recurse=False)):
+        elif any(True for _ in nn.Module.parameters(module, recurse=False)):
             reason = why_float(module)
         elif macs.get(name):
             reason = _why_products_float(module)
@@ -158,7 +158,7 @@ def macs_by_name(model: nn.Module, macs: Mapping[nn.Module, int]) -> dict[str, i
     names = {}
     for name, module in _walk(model):
         names[module] = name
-        for part in module.modules() if _is_layer(module) else ():
+        for part in nn.Module.modules(module) if _is_layer(module) else ():
             names[part] = name
     named: dict[str, int] = {}
     for module, count in macs.items():

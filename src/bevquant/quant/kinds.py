@@ -58,7 +58,9 @@ def kind_of(module: nn.Module) -> Kind | None:
     if kind is None or kind.weight_axis is None:
         return kind
     weight = module._parameters.get("weight")
-    return None if weight is None or nn.parameter.is_lazy(weight) else kind
+    if weight is None or nn.parameter.is_lazy(weight) or not weight.is_floating_point():
+        return None
+    return kind
 
 
 def _declared_kind(module: nn.Module) -> Kind | None:
@@ -106,8 +108,13 @@ def why_float(module: nn.Module) -> str:
     for types, reason in _WHY_FLOAT:
         if isinstance(module, types):
             return reason
-    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+    if any(
+        nn.parameter.is_lazy(parameter) for parameter in nn.Module.parameters(module, recurse=False)
+    ):
         return "its parameters have no shape yet: run a forward pass, then quantize"
+    weight = module._parameters.get("weight")
+    if _declared_kind(module) is not None and weight is not None:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}: no real numbers to round"
     if _declared_kind(module) is not None:
         return "its weight is no plain parameter: remove the parametrization, then quantize"
     for layer in _KINDS:

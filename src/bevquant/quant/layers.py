@@ -1,5 +1,7 @@
 """The modules that stand where a network's layers stood."""
 
+import operator
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,11 +151,13 @@ class QuantLayer(QuantModule):
     that of ``wrapped`` with the dequantized weight on the dequantized input.
 
     Under ``torch.no_grad()`` the weight is quantized once per bit-width and kept; with
-    gradients it is quantized in every pass, as it may have been trained in between.
+    gradients it is quantized in every pass, as it may have been trained in between. What is
+    kept is of the values that weight and bias had: once these are others, in whatever way they
+    were changed, it is forgotten.
 
     Attributes:
         rounded: what :func:`~bevquant.quant.refinement.reconstruct.reconstruct` learned, for each
-            precision.
+            precision; :meth:`learn` adds to it.
     """
 
     def __init__(
@@ -161,7 +165,7 @@ class QuantLayer(QuantModule):
     ) -> None:
         super().__init__(wrapped, name, main_module, kind, scheme)
         self.rounded: dict[Precision, Rounding] = {}
-        self._stamp: tuple[Any, ...] = ()
+        self._known: tuple[Tensor, ...] = ()
         self._simulated: dict[tuple[int, Alphas | Rounding | None], Tensor] = {}
 
     @property
@@ -178,6 +182,7 @@ class QuantLayer(QuantModule):
             BevquantError: the layer is float or not calibrated, or its weight is not finite.
         """
         precision = self._bits()
+        self._forget_if_changed()
         if precision in self.rounded:
             return self.rounded[precision].params
         alphas = self.refined.get(precision)
@@ -191,6 +196,7 @@ class QuantLayer(QuantModule):
             BevquantError: as :attr:`weight_params`.
         """
         precision = self._bits()
+        self._forget_if_changed()
         if precision in self.rounded:
             return self.rounded[precision].codes
         return affine.quantize(weight_of(self.wrapped), self.weight_params)
@@ -198,8 +204,14 @@ class QuantLayer(QuantModule):
     @property
     def learned_bias(self) -> Tensor | None:
         """Bias [C] that stands in for the layer's own at the present precision, if any."""
+        self._forget_if_changed()
         rounding = self.rounded.get(self._bits())
         return None if rounding is None else rounding.bias
+
+    def learn(self, precision: Precision, rounding: Rounding) -> None:
+        """Use integers that were chosen for the layer's present weight and bias."""
+        self._forget_if_changed()
+        self.rounded[precision] = rounding
 
     def weight_spec(self, bits: int) -> QuantSpec:
         """Return what codes of the weight look like at ``bits``, 2..16."""
@@ -269,11 +281,13 @@ class QuantLayer(QuantModule):
 
     def _weight(self) -> Tensor:
         precision = self._bits()
-        rounding = self.rounded.get(precision)
         weight = weight_of(self.wrapped)
+        if not self.rounded and torch.is_grad_enabled() and weight.requires_grad:
+            return affine.simulate(weight, self.weight_params)
+        self._forget_if_changed()
+        rounding = self.rounded.get(precision)
         if rounding is None and torch.is_grad_enabled() and weight.requires_grad:
             return affine.simulate(weight, self.weight_params)
-        self._drop_stale(weight)
         key = precision.weights, rounding or self.refined.get(precision)
         if key not in self._simulated:
             with torch.inference_mode(False), torch.no_grad():  # kept, and may meet gradients
@@ -284,11 +298,37 @@ class QuantLayer(QuantModule):
             self._simulated[key] = value.to(weight.device, weight.dtype)
         return self._simulated[key]
 
-    def _drop_stale(self, weight: Tensor) -> None:
-        """Forget what was computed from a weight that has been changed, moved or replaced."""
-        stamp = id(weight), weight._version, weight.device, weight.dtype
-        if stamp != self._stamp:
-            self._stamp, self._simulated = stamp, {}
+    def _forget_if_changed(self) -> None:
+        """Forget what was computed and learned from a weight or bias that has changed since.
+
+        Values are compared, as ``.data`` and NumPy change them without a trace. That reads the
+        weight once, which costs little beside the product.
+        """
+        bias = self.wrapped._parameters.get("bias")
+        present = [weight_of(self.wrapped), *([] if bias is None else [bias])]
+        if len(self._known) == len(present) and all(map(_same_tensor, self._known, present)):
+            return
+        # Learned integers outlive a move to another device or type, which changes no value.
+        moved = len(self._known) == len(present) and all(map(_same_values, self._known, present))
+        if self.rounded and not moved:
+            self.rounded = {}
+            warnings.warn(
+                f"{self.name}: its weight or bias was changed after its integers were learned; "
+                "they are forgotten and the new weight is rounded; reconstruct (or ptqat) again",
+                stacklevel=2,
+            )
+        self._simulated = {}
+        with torch.inference_mode(False):
+            self._known = tuple(tensor.detach().clone() for tensor in present)
+
+
+def _same_tensor(known: Tensor, present: Tensor) -> bool:
+    same = known.device == present.device and known.dtype == present.dtype
+    return same and torch.equal(known, present)
+
+
+def _same_values(known: Tensor, present: Tensor) -> bool:
+    return known.shape == present.shape and torch.equal(known.to(present), present.detach())
 
 
 class QuantMatMul(QuantModule):
@@ -306,15 +346,41 @@ class QuantMatMul(QuantModule):
 
 def quant_modules(model: nn.Module) -> list[QuantModule]:
     """Return every quantizable layer of a quantized model, each once, in order of name."""
-    return [module for module in model.modules() if isinstance(module, QuantModule)]
+    return [module for module in nn.Module.modules(model) if isinstance(module, QuantModule)]
 
 
 def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put other modules in the place of some, under every name that they have in ``model``."""
-    for parent in list(model.modules()):
+    """Put other modules in the place of some, wherever ``model`` holds them.
+
+    That is under every name, and in lists, tuples and dicts that are attributes: a model may
+    call its layers by those.
+    """
+    for parent in list(nn.Module.modules(model)):
         for name, child in list(parent._modules.items()):
             if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
+        for name, value in list(parent.__dict__.items()):
+            if name not in _OWN and isinstance(value, list | tuple | dict):
+                parent.__dict__[name] = _swapped(value, replacements)
+
+
+_OWN = frozenset(nn.Module().__dict__)
+"""Attributes in which PyTorch keeps what a module has."""
+
+
+def _swapped(value: Any, replacements: Mapping[nn.Module, nn.Module]) -> Any:
+    """Return a container with modules replaced, lists and dicts in place, tuples if need be."""
+    if isinstance(value, nn.Module):
+        return replacements.get(value, value)
+    if type(value) in (list, dict):
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            new = _swapped(item, replacements)
+            if new is not item:
+                value[key] = new
+    elif type(value) is tuple:
+        items = tuple(_swapped(item, replacements) for item in value)
+        return value if all(map(operator.is_, items, value)) else items
+    return value
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from math import inf, isfinite
 from typing import Any
 
 from torch import Tensor
+
+from bevquant.errors import BevquantError
 
 Outputs = Callable[[Any], list[Tensor]]
 """Picks the tensors that count from what a model returned."""
@@ -22,3 +25,32 @@ def floating_tensors(value: Any) -> list[Tensor]:
     elif is_dataclass(value) and not isinstance(value, type):
         parts = [getattr(value, field.name) for field in fields(value)]
     return [tensor for part in parts for tensor in floating_tensors(part)]
+
+
+def error_of(value: Any, output: Any, verb: str) -> float:
+    """Return what an error function said of ``output``: 0 or more, infinity if not finite.
+
+    Raises:
+        BevquantError: ``value`` is no number, is negative, or is not finite although the
+            output is.
+    """
+    try:
+        error = float(value)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise BevquantError(
+            f"{verb}: the error function returned {_described(value)}; it must return one number"
+        ) from failure
+    if error < 0:
+        raise BevquantError(f"{verb}: the error function returned {error}; errors are 0 or more")
+    if not isfinite(error):
+        if all(bool(tensor.isfinite().all()) for tensor in floating_tensors(output)):
+            raise BevquantError(
+                f"{verb}: the error function returned {error} for finite outputs; it must return "
+                "a number, 0 for no difference"
+            )
+        return inf
+    return error
+
+
+def _described(value: Any) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]

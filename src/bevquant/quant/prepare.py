@@ -8,21 +8,22 @@ from torch import nn
 from bevquant.errors import BevquantError
 from bevquant.quant.attention import collapse_attention, expand_attention, is_expandable
 from bevquant.quant.fold import unfold
+from bevquant.quant.inputs import scheme_of
 from bevquant.quant.inventory import find_layers, main_module_of, set_macs
 from bevquant.quant.kinds import kind_of
 from bevquant.quant.layers import QuantLayer, QuantMatMul, quant_modules, swap
-from bevquant.quant.policy import BitPolicy
+from bevquant.quant.policy import BitPolicy, PolicyLike
 from bevquant.quant.routing import add_products, remove_products
 from bevquant.quant.running import Forward, call
 from bevquant.quant.scaling import unscale
-from bevquant.quant.spec import DEPLOY, Precision, Scheme
+from bevquant.quant.spec import DEPLOY, Scheme
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def quantize(
     model: Model,
-    precision: Precision | BitPolicy,
+    precision: PolicyLike,
     scheme: Scheme = DEPLOY,
     main_modules: Sequence[str] | None = None,
     batch: Any = None,
@@ -40,8 +41,8 @@ def quantize(
 
     Args:
         model: any module; fold its BatchNorms first.
-        precision: of all layers, or a policy. Layers that it leaves float can be given bits
-            later, without another calibration.
+        precision: of all layers (``"W8A8"``), or rules for them. Layers that it leaves float
+            can be given bits later, without another calibration.
         scheme: symmetry and granularity.
         main_modules: dotted names of the parts of the network that a report or a search
             looks at one by one; its children by default.
@@ -56,6 +57,7 @@ def quantize(
         BevquantError: nothing to quantize, quantized already, a policy that leaves every
             layer float, or a rule or a main module that names nothing.
     """
+    policy, scheme = BitPolicy.of(precision), scheme_of(scheme, "quantize")
     if quant_modules(model):
         raise BevquantError("quantize: the model is quantized already; use apply or restore")
     if kind_of(model) is not None or is_expandable(model):
@@ -64,7 +66,7 @@ def quantize(
         expand_attention(model)
         if batch is not None:
             add_products(model, batch, forward)
-        swap(model, _quantizable(model, BitPolicy.of(precision), scheme, main_modules))
+        swap(model, _quantizable(model, policy, scheme, main_modules))
     except BaseException:
         _withdraw(model)
         raise
@@ -95,7 +97,7 @@ def _quantizable(
     return replacements
 
 
-def apply(model: Model, precision: Precision | BitPolicy) -> Model:
+def apply(model: Model, precision: PolicyLike) -> Model:
     """Change the bits of the layers of a quantized model; no new calibration is needed.
 
     Raises:

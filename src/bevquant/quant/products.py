@@ -125,7 +125,7 @@ class _Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = {_memory(p) for p in model.parameters()}
+        self._parameters = {_memory(p) for p in nn.Module.parameters(model)}
         self._computed: dict[int, StorageWeakRef] = {}  # keeps the address, not the values
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

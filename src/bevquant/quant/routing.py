@@ -38,7 +38,7 @@ def add_products(model: nn.Module, batch: Any, forward: Forward) -> None:
 
 def remove_products(model: nn.Module) -> None:
     """Undo :func:`add_products`."""
-    for module in list(model.modules()):
+    for module in list(nn.Module.modules(model)):
         if (router := router_of(module)) is not None:
             router.remove(module)
 

@@ -1,7 +1,7 @@
 """Running a user's model: how, in which mode, and what it computes where."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,22 +9,44 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from bevquant.errors import BevquantError
+
+_PARTS = (tuple, list, Mapping, str, bytes, int, float)
+
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch of any type; what it returns is not looked at."""
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Return ``model(batch)``: the :data:`Forward` of a model that takes its batch whole."""
-    return model(batch)
+    """Return ``model(batch)``: the :data:`Forward` of a model that takes its batch whole.
+
+    Raises:
+        BevquantError: the model fails on a batch of several parts, as it does if it wants
+            one of them.
+    """
+    try:
+        return model(batch)
+    except (TypeError, AttributeError) as error:
+        if batch is not None and not isinstance(batch, _PARTS):
+            raise
+        part = "**batch" if isinstance(batch, Mapping) else "batch[0]"
+        raise BevquantError(
+            f"the model fails on a batch of type {type(batch).__name__}; if it does not take it "
+            f"whole, give forward=lambda model, batch: model({part}) (it says: {error})"
+        ) from error
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode, without gradients, for a ``with`` block."""
-    training = [module for module in model.modules() if module.training]
+    """Put ``model`` into evaluation mode, without gradients, for a ``with`` block.
+
+    Not in inference mode, whoever may have entered it: what is computed is kept, and may
+    meet gradients later.
+    """
+    training = [module for module in nn.Module.modules(model) if module.training]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         for module in training:
@@ -67,7 +89,7 @@ def counting_macs(model: nn.Module) -> Iterator[Counter[nn.Module]]:
         running.pop()
 
     hooks = []
-    for module in model.modules():
+    for module in nn.Module.modules(model):
         hooks.append(module.register_forward_pre_hook(enter))
         hooks.append(module.register_forward_hook(leave, always_call=True))
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -33,8 +34,9 @@ def scale_inputs(layer: nn.Module, factors: Tensor) -> Tensor:
 
 def like(value: Tensor, parameter: nn.Parameter) -> nn.Parameter:
     """Return ``value`` as a parameter in the dtype of another."""
-    value = value.detach().to(parameter.dtype)
-    return nn.Parameter(value.contiguous(), requires_grad=parameter.requires_grad)
+    with torch.inference_mode(False):  # else it could never be trained
+        value = value.detach().to(parameter.dtype, copy=True)
+        return nn.Parameter(value.contiguous(), requires_grad=parameter.requires_grad)
 
 
 def rescale(

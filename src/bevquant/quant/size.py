@@ -76,7 +76,9 @@ def rest_bytes(model: nn.Module) -> int:
         for layer in quant_modules(model)
         if layer.kind.weight_axis is not None
     }
-    state = {id(value): value for value in (*model.parameters(), *_persistent_buffers(model))}
+    state = {
+        id(value): value for value in (*nn.Module.parameters(model), *_persistent_buffers(model))
+    }
     return sum(v.numel() * v.element_size() for key, v in state.items() if key not in weights)
 
 
@@ -102,7 +104,7 @@ def model_size(model: nn.Module) -> Size:
 def _persistent_buffers(model: nn.Module) -> list[Tensor]:
     return [
         buffer
-        for module in model.modules()
+        for module in nn.Module.modules(model)
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set
     ]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from bevquant.errors import BevquantError
 
@@ -98,13 +99,26 @@ class Precision:
         return f"W{self.weights}A{self.activations}"
 
     @classmethod
+    def of(cls, value: Any) -> "Precision":
+        """Return a precision from itself or its text, such as ``"W4A8"``.
+
+        Raises:
+            BevquantError: it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        if isinstance(value, Precision):
+            return value
+        raise BevquantError(f"precision: {value!r} is none; give text such as 'W4A8', or bq.W4A8")
+
+    @classmethod
     def parse(cls, text: str) -> "Precision":
         """Return the precision that ``text`` such as ``"W4A8"`` names.
 
         Raises:
             BevquantError: ``text`` is no precision, or one that is not supported.
         """
-        match = re.fullmatch(r"W(\d+)A(\d+)", text)
+        match = re.fullmatch(r"W(\d{1,2})A(\d{1,2})", text, re.ASCII)
         if match is None:
             raise BevquantError(f"precision: {text!r} is not of the form W4A8")
         return cls(int(match[1]), int(match[2]))

@@ -62,7 +62,7 @@ class Watch(TorchDispatchMode, ABC, Generic[Label]):  # type: ignore[no-untyped-
     def run(self, model: nn.Module, batch: Any, forward: Forward) -> list[Label]:
         """Watch one forward pass in evaluation mode; return the labels that outlive it."""
         hooks = []
-        for module in model.modules():
+        for module in nn.Module.modules(model):
             if self.watched(module):
                 hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
                 hooks.append(module.register_forward_hook(self._leave))

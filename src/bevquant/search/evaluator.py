@@ -1,6 +1,5 @@
 """What a genome is worth: the quantized network's outputs beside the float network's."""
 
-import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bevquant.errors import BevquantError
 from bevquant.quant.layers import floating, quant_modules
+from bevquant.quant.outputs import error_of
 from bevquant.quant.running import Forward, call, evaluating
 from bevquant.search.digest import digest
 from bevquant.search.reuse import Memory
@@ -133,7 +132,8 @@ class Evaluator:
         with self._memory.attached() if self._memory else nullcontext():
             while len(errors) < job.batches and not hopeless(errors, job.batches, job.bound):
                 output = self.forward(self.model, self.batches[len(errors)])
-                errors.append(_finite(self.error(output, self._references[len(errors)])))
+                error = self.error(output, self._references[len(errors)])
+                errors.append(error_of(error, output, "search"))
         return tuple(errors)
 
     def _prepare(self) -> None:
@@ -159,10 +159,3 @@ class Evaluator:
 def hopeless(errors: Sequence[float], batches: int, bound: float) -> bool:
     """Whether the mean over ``batches`` is sure to exceed ``bound``; no error is negative."""
     return sum(errors) > bound * batches
-
-
-def _finite(error: float) -> float:
-    value = float(error)
-    if value < 0:
-        raise BevquantError(f"search: the error function returned {value}; errors are 0 or more")
-    return math.inf if math.isnan(value) else value

@@ -9,6 +9,7 @@ from torch import nn
 
 from bevquant.errors import BevquantError
 from bevquant.progress import track
+from bevquant.quant.inputs import sequence_of
 from bevquant.quant.layers import quant_modules
 from bevquant.quant.running import Forward, call
 from bevquant.search.costs import COSTS, CostMaker
@@ -70,8 +71,8 @@ def search(
     layers = quant_modules(model)
     if not any(layer.calibrated for layer in layers):
         raise BevquantError("search: the model is not calibrated; call quantize and calibrate")
-    if not batches:
-        raise BevquantError("search: there is no batch to compare outputs on")
+    batches = sequence_of(batches, "search")
+    ledger = Path(ledger) if ledger is not None else None
     strategy = strategy or Surrogate()
     space = space or all_layers(model)
     unknown = set(space.assign(space.lowest)) ^ {layer.name for layer in layers}

@@ -12,6 +12,7 @@ from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.diagnostics.diagnosis import FLOAT, Diagnosis, Finding, Histogram, LayerHealth
 from bevquant.quant.diagnostics.fidelity import FidelityMeter
 from bevquant.quant.diagnostics.streams import Streams, hooked
+from bevquant.quant.inputs import sequence_of
 from bevquant.quant.layers import QuantModule, floating, quant_modules
 from bevquant.quant.observers import min_max
 from bevquant.quant.outputs import floating_tensors
@@ -56,8 +57,7 @@ def debug(model: nn.Module, batches: Sequence[Any], forward: Forward = call) -> 
     Raises:
         BevquantError: there is no batch, or no module was called.
     """
-    if not batches:
-        raise BevquantError("debug: there is no batch")
+    batches = sequence_of(batches, "debug")
     streams = Streams(model)
     quantized = any(layer.quantized for layer in quant_modules(model))
     with evaluating(model):

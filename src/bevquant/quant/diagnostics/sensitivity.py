@@ -15,10 +15,11 @@ from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.diagnostics.fidelity import FidelityMeter
 from bevquant.quant.diagnostics.sensitivity_rows import Sensitivity, from_json, to_json
 from bevquant.quant.fingerprint import fingerprint, model_fingerprint
+from bevquant.quant.inputs import precisions_of, sequence_of
 from bevquant.quant.inventory import macs_of
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantModule, quant_modules
-from bevquant.quant.outputs import Outputs, floating_tensors
+from bevquant.quant.outputs import Outputs, error_of, floating_tensors
 from bevquant.quant.rowlog import RowLog
 from bevquant.quant.running import Forward, call, evaluating
 from bevquant.quant.spec import W2A8, W4A8, W8A8, Precision
@@ -67,9 +68,9 @@ def sensitivity(
     layers = calibrated_layers(model)
     if not layers:
         raise BevquantError("sensitivity: the model is not calibrated; call calibrate first")
-    if not batches:
-        raise BevquantError("sensitivity: there is no batch to compare on")
-    writer = RowLog(log, _setup(model, batches, outputs, task_error)) if log else None
+    batches = sequence_of(batches, "sensitivity")
+    precisions = precisions_of(precisions, "sensitivity")
+    writer = RowLog(Path(log), _setup(model, batches, outputs, task_error)) if log else None
     rows = {
         (row.layer, row.precision): row for row in map(from_json, writer.rows if writer else ())
     }
@@ -131,7 +132,8 @@ class _Trial:
                     result = self.forward(self.model, batch)
                 whole.update(self.outputs(result), self.outputs(reference))
                 if self.task_error:
-                    errors.append(self.task_error(result, reference))
+                    error = self.task_error(result, reference)
+                    errors.append(error_of(error, result, "sensitivity"))
         finally:
             layer.precision, layer.bypass = None, False
             hook.remove()

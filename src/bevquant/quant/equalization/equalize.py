@@ -13,6 +13,7 @@ from bevquant.quant.equalization.balance import channel_ranges, output_errors
 from bevquant.quant.equalization.channels import SharedChannels
 from bevquant.quant.equalization.flow import Flow
 from bevquant.quant.fold import FoldedBatchNorm
+from bevquant.quant.inputs import scheme_of, sequence_of
 from bevquant.quant.kinds import kind_of
 from bevquant.quant.layers import quant_modules
 from bevquant.quant.outputs import floating_tensors
@@ -99,8 +100,8 @@ def equalize(
         raise BevquantError("equalize: the model is quantized; equalize before quantize")
     if rescaled(model):
         raise BevquantError("equalize: the model is equalized already; use restore")
-    if not batches:
-        raise BevquantError("equalize: there is no batch to measure on")
+    batches = sequence_of(batches, "equalize")
+    precision, scheme = Precision.of(precision), scheme_of(scheme, "equalize")
     if limit < 1 or not all(0 <= strength <= 1 for strength in strengths):
         raise BevquantError("equalize: strengths lie from 0 to 1, and limit is at least 1")
     if not scheme.weights.per_channel:

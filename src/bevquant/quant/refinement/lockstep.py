@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bevquant.quant.running import Forward
 
@@ -59,6 +59,9 @@ def lockstep(
     def stop(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if layer in visited:
             return
+        given = next(iter((*args, *kwargs.values())), None)
+        if not isinstance(given, Tensor):
+            raise TypeError(f"a layer is given a {type(given).__name__} instead of a tensor")
         run: _Run[Layer] = here.run
         run.waiting = layer, Call(here.index, args, kwargs)
         run.pause()

@@ -11,6 +11,7 @@ from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.quant import affine
 from bevquant.quant.choices import Recorded, Replayed
+from bevquant.quant.inputs import precisions_of, sequence_of
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, Rounding, floating, quant_modules
 from bevquant.quant.refinement.lockstep import Call, lockstep
@@ -82,8 +83,8 @@ def reconstruct(
     layers = [layer for layer in layers if layer.quantized]
     if not layers:
         raise BevquantError("reconstruct: no layer is quantized; call quantize and calibrate first")
-    if not batches:
-        raise BevquantError("reconstruct: there is no batch to reconstruct on")
+    batches = sequence_of(batches, "reconstruct")
+    precisions = precisions_of(precisions, "reconstruct")
     learnable = {layer: i for i, layer in enumerate(layers) if linear_in_rows(layer)}
     for layer in layers:
         for precision in _learned(layer, precisions):
@@ -102,7 +103,7 @@ def reconstruct(
         for layer, calls in track(steps, "reconstruct", total=len(learnable)):
             for precision, moments in _moments(layer, calls, wanted, precisions):
                 if moments.count:
-                    layer.rounded[precision] = _round(layer, moments, ridge)
+                    layer.learn(precision, _round(layer, moments, ridge))
                     done.add(layer)
     return tuple(layer.name for layer in layers if layer not in done)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.quant.choices import Recorded, Replayed
+from bevquant.quant.inputs import choice_of, precisions_of, sequence_of
 from bevquant.quant.layers import QuantLayer, QuantMatMul, QuantModule, floating, quant_modules
 from bevquant.quant.outputs import floating_tensors
 from bevquant.quant.refinement import alphas
@@ -92,10 +93,12 @@ def refine(
     layers = [layer for layer in quant_modules(model) if layer.quantized]
     if not layers:
         raise BevquantError("refine: no layer is quantized; call quantize and calibrate first")
-    if not batches:
-        raise BevquantError("refine: there is no batch to refine on")
-    wanted = precisions or sorted({str(layer.precision) for layer in layers})
-    wanted = [p if isinstance(p, Precision) else Precision.parse(p) for p in wanted]
+    batches = sequence_of(batches, "refine")
+    choice_of(method, get_args(Method), "refine: method")
+    wanted = precisions_of(
+        sorted({str(layer.precision) for layer in layers}) if precisions is None else precisions,
+        "refine",
+    )
     for layer in layers:
         for precision in wanted:
             layer.refined.pop(precision, None)
