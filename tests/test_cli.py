@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bevquant as bq
 from bevquant.run import SHIPPED
 
 COMMAND = [sys.executable, "-c", "from bevquant.cli import main; main()"]
@@ -34,6 +35,18 @@ def assert_refused(result: subprocess.CompletedProcess[str], *fragments: object)
     assert len(lines) == 1, result.stderr
     for fragment in fragments:
         assert str(fragment) in lines[0]
+
+
+@pytest.mark.parametrize("command", [COMMAND, [sys.executable, "-m", "bevquant"]])
+def test_version(command: list[str]) -> None:
+    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"bevquant {bq.__version__}"
+
+
+def test_a_verb_without_arguments_prints_its_help_and_no_empty_line() -> None:
+    result = bevquant("search")
+    assert "search [OPTIONS] COMMAND" in result.stdout
+    assert result.stderr == ""
 
 
 def test_world_refuses_a_folder_in_use(tmp_path: Path) -> None:

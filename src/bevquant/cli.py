@@ -1,6 +1,7 @@
 """The command line: one thin verb per capability."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -18,6 +19,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bevquant {version('bevquant')}")
+        raise typer.Exit
+
+
+@app.callback()
+def bevquant(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Quantize camera-LiDAR perception networks, and measure what they still see."""
+
 
 Data = Annotated[Path, typer.Option(help="Folder of a nuScenes-format data set.")]
 Version = Annotated[str, typer.Option(help="Version folder, for instance v1.0-world.")]
@@ -332,6 +352,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except TyperException as error:
+        if not error.format_message():  # a verb without arguments: its help has been printed
+            sys.exit(error.exit_code)
         _refuse(error.format_message())
     except BevquantError as error:
         _refuse(str(error))

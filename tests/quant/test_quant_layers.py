@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from bevquant.quant.calibrate import calibrate
 from bevquant.quant.layers import QuantLayer, QuantModule, floating, quant_modules
 from bevquant.quant.prepare import apply
 from bevquant.quant.prepare import quantize as quantize_model
+from bevquant.quant.refinement.reconstruct import reconstruct
 from bevquant.quant.spec import DEPLOY, THESIS, W2A8, W4A8, W8A8, Precision, Scheme
 
 CASES = [
@@ -239,3 +243,76 @@ def test_8_bit_products_of_neighbours_fit_16_bits(layer: nn.Module, shape: tuple
     assert highest < 2**15
     assert lowest >= -(2**15)
     assert rows.abs().max() > 80  # about half a bit is given up, not a whole one
+
+
+def doubled(weight: Tensor) -> None:
+    weight.data.mul_(2)
+
+
+def replaced(weight: Tensor) -> None:
+    weight.data = weight.data.flip(0).clone()
+
+
+def averaged(weight: Tensor) -> None:
+    weight.data.copy_(weight.data * 0.3)
+
+
+def through_numpy(weight: Tensor) -> None:
+    array = weight.detach().numpy()
+    array *= -1
+
+
+def one_element(weight: Tensor) -> None:
+    weight.data.view(-1)[5] = 3.0
+
+
+CHANGES = [doubled, replaced, averaged, through_numpy, one_element]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_weight_changed_without_a_trace_is_quantized_anew(
+    change: Callable[[Tensor], None],
+) -> None:
+    layer, x = nn.Linear(6, 4), noise(9, 6)
+    quant = quantized(layer, x, W8A8, DEPLOY)
+    with torch.no_grad():
+        quant(x)
+        change(layer.weight)
+        kept = quant(x)
+        fresh = quantized(layer, x, W8A8, DEPLOY)(x)
+    assert torch.equal(kept, fresh)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "bias", "load_state_dict"])
+def test_learned_integers_are_those_of_the_weight_they_were_learned_for(change: Any) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4)), noise(64, 6)
+    quantize_model(model, W4A8, DEPLOY)
+    calibrate(model, [x])
+    reconstruct(model, [x])
+    (quant,) = quant_modules(model)
+    layer = quant.wrapped
+    if change == "bias":
+        layer.bias.data += 2
+    elif change == "load_state_dict":
+        layer.load_state_dict({"weight": torch.randn(4, 6), "bias": torch.randn(4)})
+    else:
+        change(layer.weight)
+    with torch.no_grad(), pytest.warns(UserWarning, match="0: its weight or bias was changed"):
+        now = model(x)
+    with torch.no_grad():
+        fresh = quantized(layer, x, W4A8, DEPLOY)(x)
+    assert torch.equal(now, fresh)
+
+
+def test_learned_integers_outlive_a_move() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 4)), noise(64, 6)
+    quantize_model(model, W4A8, DEPLOY)
+    calibrate(model, [x])
+    reconstruct(model, [x])
+    with torch.no_grad():
+        before = model(x)
+        model.double()
+        model(x.double())
+        model.float()
+        assert torch.equal(model(x), before)
