@@ -16,6 +16,7 @@ import onnx_ir as ir
 from pydantic import ValidationError
 
 from bevquant.deploy.card import FORMAT, Card, Manifest, PartEntry, Record
+from bevquant.deploy.naming import part_file
 from bevquant.deploy.sealed import sealed, unsealed
 from bevquant.errors import BevquantError
 from bevquant.files import read_json, write_bytes, write_json
@@ -81,7 +82,7 @@ def write(path: Path, artefact: Artefact) -> int:
     for name, model in artefact.parts:
         data = sealed(model)
         digest = hashlib.sha256(data).hexdigest()
-        file = f"{path.stem}.{name}.{digest[:8]}.onnx"
+        file = part_file(path.stem, name, digest)
         write_bytes(path.with_name(file), data)
         total += len(data)
         entries.append(

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bevquant.deploy.targets import target_of
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import BEVFusion, HeadOutput, NetworkInput
 from bevquant.quant.fingerprint import model_fingerprint
-from bevquant.quant.layers import floating
+from bevquant.quant.layers import floating, quant_modules
 from bevquant.quant.running import evaluating
 from bevquant.quant.size import Size
 
@@ -53,7 +54,8 @@ def export_module(
     Layers that are quantized and calibrated are stored with integer weights in the bits
     they have (8, 4 and 2 bits take 1, 1/2 and 1/4 byte) and with QuantizeLinear and
     DequantizeLinear around them, in which engines recognise integer layers; everything else
-    is float32. Fold batch normalisation beforehand.
+    is float32. A warning names layers that have bits but were not calibrated. Fold batch
+    normalisation beforehand.
 
     Args:
         module: any network that :func:`torch.export.export` takes; for integer layers
@@ -76,12 +78,19 @@ def export_module(
 
     Raises:
         BevquantError: there is no such target, a layer is quantized in a way that the
-            target does not run in integers, or ``path`` cannot be written or has another
-            suffix.
+            target does not run in integers, the model is quantized but not calibrated, or
+            ``path`` cannot be written or has another suffix.
     """
     check_path(path)
     placed = target_of(target)
-    with evaluating(module), integer_form(module, placed) as layers, torch.no_grad(), _quiet():
+    _name_uncalibrated(module)
+    with (
+        evaluating(module),
+        integer_form(module, placed) as layers,
+        torch.no_grad(),
+        _quiet(),
+        _naming_what_torch_cannot(module),
+    ):
         program = torch.onnx.export(
             module,
             tuple(inputs),
@@ -199,6 +208,49 @@ def _input_names(inputs: NetworkInput) -> list[str]:
         for name, value in inputs._asdict().items()
         for i in range(1 if isinstance(value, Tensor) else len(value))
     ]
+
+
+def _name_uncalibrated(module: nn.Module) -> None:
+    """Warn of layers that stay float although they have bits.
+
+    Raises:
+        BevquantError: that are all layers that have bits.
+    """
+    wanted = [m for m in quant_modules(module) if m.precision is not None and not m.bypass]
+    float_layers = [layer.name for layer in wanted if not layer.calibrated]
+    if not float_layers:
+        return
+    if len(float_layers) == len(wanted):
+        raise BevquantError(
+            "export: the model is quantized but not calibrated, all of it would be float; "
+            "call calibrate, or restore for a float file"
+        )
+    warnings.warn(
+        f"export: {len(float_layers)} of {len(wanted)} quantized layers stay float, as calibrate "
+        f"never saw an input of theirs: {', '.join(float_layers)}; calibrate on batches that "
+        "reach them, or leave them float by the policy",
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def _naming_what_torch_cannot(module: nn.Module) -> Iterator[None]:
+    """Say where the exporter may have failed of a name: torch writes code with names in it.
+
+    Raises:
+        BevquantError: it failed, and there is such a name.
+    """
+    try:
+        yield
+    except Exception as error:
+        names = {part for path, _ in module.named_modules() for part in path.split(".")}
+        odd = [name for name in sorted(names) if iskeyword(name) or set(name) & set('"\\\n\r')]
+        if not odd:
+            raise
+        raise BevquantError(
+            f"export: torch.export cannot take modules that are called {', '.join(map(repr, odd))}, a word of "
+            "Python or with quotes, backslashes or line ends; give them other names"
+        ) from error
 
 
 @contextmanager

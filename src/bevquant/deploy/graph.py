@@ -5,6 +5,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from bevquant.deploy.naming import CALL, PART, node_name
 from bevquant.deploy.pack import (
     NARROWED_ELEMENTS,
     Array,
@@ -16,12 +17,6 @@ from bevquant.deploy.pack import (
 from bevquant.deploy.rules import PRODUCTS
 from bevquant.deploy.sink import only_consumer, sink, sink_pair
 from bevquant.deploy.split import scopes, split
-
-CALL = "#"
-"""The second product of a layer that is called repeatedly is named after it, with ``#1``."""
-
-PART = ":"
-"""Any other node is named after the layer or main module whose code made it: ``head:7``."""
 
 
 def finish(
@@ -60,14 +55,15 @@ def finish(
         layer = _layer(node, layers)
         if product.op_type in PRODUCTS and product not in named and layer is not None:
             calls = list(named.values()).count(layer)
-            product.name = f"{layer}{CALL}{calls}" if calls else layer
+            product.name = f"{node_name(layer)}{CALL}{calls}" if calls else node_name(layer)
             named[product] = layer
     pack(model)
     narrow(model)
     RemoveUnusedNodesPass()(model)
     for number, node in enumerate(model.graph):
         if node not in named:
-            node.name = f"{_layer(node, layers) or _main_module(node)}{PART}{number}"
+            owner = _layer(node, layers) or _main_module(node)
+            node.name = f"{node_name(owner)}{PART}{number}"
     _shorten(model.graph)
     parts = split(model, main_modules)
     for _, part in parts:

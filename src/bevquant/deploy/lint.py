@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bevquant.deploy.artefact import Artefact, read
-from bevquant.deploy.graph import CALL
+from bevquant.deploy.naming import CALL, product_layers
 from bevquant.deploy.qdq import FLOAT
 from bevquant.deploy.rules import product_of, reason
 from bevquant.deploy.targets import Target, target_of
@@ -57,10 +57,11 @@ def verdicts(artefact: Artefact, target: Target) -> list[Verdict]:
 def products_of(artefact: Artefact) -> dict[str, list[ir.Node]]:
     """Return the products of each quantizable layer, one for each call."""
     products: dict[str, list[ir.Node]] = {}
+    layers = product_layers(artefact.card.layers)
     for _, model in artefact.parts:
         for node in model.graph:
-            layer = (node.name or "").split(CALL)[0]
-            if layer in artefact.card.layers:
+            layer = layers.get((node.name or "").split(CALL)[0])
+            if layer is not None:
                 products.setdefault(layer, []).append(node)
     return products
 

@@ -1,7 +1,7 @@
 """Which layer has which bits."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -9,6 +9,13 @@ from bevquant.errors import BevquantError
 from bevquant.quant.spec import Precision
 
 _FLOAT = "float"
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that ``pattern`` means: the one it is, or all it matches."""
+    if pattern in names and pattern != "*":
+        return [pattern]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class BitPolicy:
 
     Attributes:
         rules: pattern (``*``, ``?``, ``[...]``; ``*`` crosses dots) -> precision, ``None``
-            for float. A layer that no rule matches stays float.
+            for float. A layer that no rule matches stays float. A pattern that is itself the
+            name of a layer means that layer alone; ``*`` means every layer.
     """
 
     rules: Mapping[str, Precision | None]
@@ -57,7 +65,7 @@ class BitPolicy:
         names = list(names)
         assigned: dict[str, Precision | None] = dict.fromkeys(names)
         for pattern, precision in self.rules.items():
-            matches = [name for name in names if fnmatchcase(name, pattern)]
+            matches = matching(pattern, names)
             if not matches:
                 near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
                 hint = f"; the nearest is {near[0]!r}" if near else ""

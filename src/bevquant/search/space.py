@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
 
 from torch import nn
@@ -11,7 +10,7 @@ from bevquant.errors import BevquantError
 from bevquant.quant.genes import thesis_genes
 from bevquant.quant.inventory import LayerInfo, layers
 from bevquant.quant.layers import quant_modules
-from bevquant.quant.policy import BitPolicy
+from bevquant.quant.policy import BitPolicy, matching
 from bevquant.quant.spec import W2A8, W4A8, W8A8, W16A16, Precision
 
 Genome = tuple[int, ...]
@@ -122,7 +121,7 @@ def space(
     for info in infos:
         if info.name in fixed:
             continue
-        pattern = next((p for p in tied if fnmatchcase(info.name, p)), None)
+        pattern = next((p for p in tied if info.name in matching(p, names)), None)
         used.add(pattern)
         groups.setdefault(info.name if pattern is None else f"tied {pattern}", []).append(info)
     for pattern in tied:
@@ -178,7 +177,7 @@ def _pinned(
     BitPolicy(rules).assign(names)  # refuses a rule that matches nothing
     fixed = {}
     for pattern, precision in rules.items():
-        fixed.update({name: precision for name in names if fnmatchcase(name, pattern)})
+        fixed.update(dict.fromkeys(matching(pattern, names), precision))
     return fixed
 
 
