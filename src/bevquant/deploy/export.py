@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from bevquant.data.preprocess import Preprocess
+from bevquant.deploy.absent import traced_layers, why_absent
 from bevquant.deploy.artefact import Artefact, check_path, names_of, write
 from bevquant.deploy.card import Card, Expected
 from bevquant.deploy.graph import finish
-from bevquant.deploy.qdq import TRANSLATION, integer_form
-from bevquant.deploy.size import file_size
+from bevquant.deploy.lint import named_products
+from bevquant.deploy.qdq import FLOAT, TRANSLATION, integer_form
+from bevquant.deploy.size import FileSize, file_size
 from bevquant.deploy.targets import target_of
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import BEVFusion, HeadOutput, NetworkInput
 from bevquant.quant.fingerprint import model_fingerprint
 from bevquant.quant.layers import floating, quant_modules
 from bevquant.quant.running import evaluating
-from bevquant.quant.size import Size
 
 OPSET = 21
 FOLDED_BYTES = 4096
@@ -48,7 +49,8 @@ def export_module(
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
     metadata: Mapping[str, Any] | None = None,
-) -> Size:
+    widen: bool = False,
+) -> FileSize:
     """Write ``module`` to ``path`` as ONNX: one file, or one for each main module.
 
     Layers that are quantized and calibrated are stored with integer weights in the bits
@@ -72,9 +74,11 @@ def export_module(
         recipe: how the network came to be; kept in the file, JSON values.
         expected: what its simulation measured; kept in the file.
         metadata: what else a runtime needs; kept in the file, JSON values.
+        widen: store weights of 4 and 2 bits as int8, so that engines open the file, and run
+            it as integers, without bevquant's loader; it then has the size of 8 bits.
 
     Returns:
-        What takes the room in the files.
+        What takes the room in the files, and whether they need bevquant's loader.
 
     Raises:
         BevquantError: there is no such target, a layer is quantized in a way that the
@@ -105,11 +109,16 @@ def export_module(
         )
         assert program is not None
         model = program.model
+        traced = traced_layers(model, layers)
         onnxscript.optimizer.optimize(
             model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES
         )
     main_modules = [name for name, _ in module.named_children()] if path.suffix == ".json" else []
-    parts = finish(model, layers, moves_codes=placed.moves_codes, main_modules=main_modules)
+    moves_codes = placed.moves_codes
+    parts = finish(model, layers, moves_codes=moves_codes, main_modules=main_modules, widen=widen)
+    graphs = [graph for _, graph in parts]
+    inside = {name for name, varies in traced.items() if varies and layers[name] == FLOAT}
+    inside |= named_products(graphs, layers).keys()
     card = Card(
         target=placed.name,
         layers=layers,
@@ -117,10 +126,11 @@ def export_module(
         recipe=dict(recipe or {}),
         expected=expected,
         metadata=dict(metadata or {}),
+        absent=why_absent(module, layers, traced, inside),
     )
     inputs_, outputs = (names_of(ends) for ends in (model.graph.inputs, model.graph.outputs))
     total = write(path, Artefact(card, inputs_, outputs, tuple(parts)))
-    return file_size([graph for _, graph in parts], total)
+    return file_size(graphs, total)
 
 
 def export(
@@ -132,7 +142,8 @@ def export(
     target: str = "openvino",
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
-) -> Size:
+    widen: bool = False,
+) -> FileSize:
     """Write a BEVFusion, quantized or float, to ``path`` with all that is needed to run it.
 
     Args:
@@ -145,9 +156,10 @@ def export(
         target: the engine.
         recipe: how the network came to be.
         expected: what its simulation measured.
+        widen: as the former.
 
     Returns:
-        What takes the room in the files.
+        What takes the room in the files, and whether they need bevquant's loader.
 
     Raises:
         BevquantError: as :func:`export_module`, or ``sample`` has several frames.
@@ -182,6 +194,7 @@ def export(
         target=target,
         recipe=recipe,
         expected=expected,
+        widen=widen,
         metadata={
             METADATA_KEY: {
                 "config": model.config.model_dump(mode="json"),
@@ -193,7 +206,7 @@ def export(
 
 def export_float(
     model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path: Path
-) -> Size:
+) -> FileSize:
     """Write a BEVFusion in float32 whatever its precision: what :func:`export` is held against.
 
     Arguments and errors are those of :func:`export`.
@@ -248,8 +261,8 @@ def _naming_what_torch_cannot(module: nn.Module) -> Iterator[None]:
         if not odd:
             raise
         raise BevquantError(
-            f"export: torch.export cannot take modules that are called {', '.join(map(repr, odd))}, a word of "
-            "Python or with quotes, backslashes or line ends; give them other names"
+            f"export: torch cannot export modules that are called {', '.join(map(repr, odd))}, "
+            "words of Python or with quotes, backslashes or line ends; give them other names"
         ) from error
 
 

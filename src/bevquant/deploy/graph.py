@@ -16,7 +16,7 @@ from bevquant.deploy.pack import (
 )
 from bevquant.deploy.rules import PRODUCTS
 from bevquant.deploy.sink import only_consumer, sink, sink_pair
-from bevquant.deploy.split import scopes, split
+from bevquant.deploy.split import innermost, scopes, split
 
 
 def finish(
@@ -25,6 +25,7 @@ def finish(
     *,
     moves_codes: bool = True,
     main_modules: Collection[str] = (),
+    widen: bool = False,
 ) -> list[tuple[str, ir.Model]]:
     """Bring the graph of :func:`torch.onnx.export` into the form that is stored.
 
@@ -38,6 +39,7 @@ def finish(
         layers: names of the quantizable layers, as module paths of the exported module.
         moves_codes: whether operators that only move elements are to move codes.
         main_modules: module paths to cut the graph by; one part without any.
+        widen: whether weights of fewer than 8 bits are stored as int8.
 
     Returns:
         Name and graph of each part, in the order in which they are run.
@@ -52,28 +54,23 @@ def finish(
     named: dict[ir.Node, str] = {}
     of_quantized = [(node, product) for node in last for product in node.outputs[0].consumers()]
     for node, product in [*of_quantized, *((node, node) for node in model.graph)]:
-        layer = _layer(node, layers)
+        layer = innermost(node, layers)
         if product.op_type in PRODUCTS and product not in named and layer is not None:
             calls = list(named.values()).count(layer)
             product.name = f"{node_name(layer)}{CALL}{calls}" if calls else node_name(layer)
             named[product] = layer
-    pack(model)
+    pack(model, widen=widen)
     narrow(model)
     RemoveUnusedNodesPass()(model)
     for number, node in enumerate(model.graph):
         if node not in named:
-            owner = _layer(node, layers) or _main_module(node)
+            owner = innermost(node, layers) or _main_module(node)
             node.name = f"{node_name(owner)}{PART}{number}"
     _shorten(model.graph)
     parts = split(model, main_modules)
     for _, part in parts:
         _strip(part)
     return parts
-
-
-def _layer(node: ir.Node, layers: Collection[str]) -> str | None:
-    """Return the innermost of ``layers`` in whose code ``node`` was made."""
-    return next((scope for scope in reversed(scopes(node)[:-1]) if scope in layers), None)
 
 
 def _main_module(node: ir.Node) -> str:

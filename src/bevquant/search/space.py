@@ -175,7 +175,7 @@ def _pinned(
     rules: Mapping[str, Precision | None], names: Sequence[str]
 ) -> dict[str, Precision | None]:
     BitPolicy(rules).assign(names)  # refuses a rule that matches nothing
-    fixed = {}
+    fixed: dict[str, Precision | None] = {}
     for pattern, precision in rules.items():
         fixed.update(dict.fromkeys(matching(pattern, names), precision))
     return fixed
