@@ -22,7 +22,7 @@ from bevquant.deploy.size import FileSize
 from bevquant.deploy.targets import Target, target_of
 from bevquant.errors import BevquantError
 from bevquant.evaluate import Metrics, evaluate, float_predictor, measure
-from bevquant.files import read_json, sha256, write_json
+from bevquant.files import check_regular, read_json, sha256, write_json
 from bevquant.memory import keep_freed_memory
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.zoo import network
@@ -162,6 +162,7 @@ def evaluate_artefact(
     Raises:
         BevquantError: the file or the data cannot be used.
     """
+    check_regular(file)
     torch.set_num_threads(threads)
     metrics: Metrics
     expected: Expected | None = None

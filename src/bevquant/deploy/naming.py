@@ -31,4 +31,6 @@ def product_layers(layers: Collection[str]) -> dict[str, str]:
 
 def part_file(stem: str, name: str, digest: str) -> str:
     """Return the name of the file of main module ``name`` with the SHA-256 ``digest``."""
-    return f"{stem}.{quote(name, safe='')[:FILE_CHARACTERS]}.{digest[:8]}.onnx"
+    # Without dots, so that no part of "a" is called like one of "a.b".
+    words = quote(name, safe="").replace(".", "%2E")[:FILE_CHARACTERS]
+    return f"{stem}.{words}.{digest[:8]}.onnx"
