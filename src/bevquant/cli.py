@@ -174,24 +174,37 @@ def export(
     measure_on: Annotated[
         str | None, typer.Option(help="Split to measure the simulation on, for the file's card.")
     ] = None,
+    widen: Annotated[
+        bool,
+        typer.Option("--widen", help="4- and 2-bit weights as int8: any engine opens the file."),
+    ] = False,
 ) -> None:
     """Quantize the small BEVFusion and write the packed file an engine runs."""
     from bevquant.ship import export_artefact
 
     export_artefact(
-        out, data, version, split, precision, checkpoint, frames, ranges_only, target, measure_on
-    )
+        out, data, version, split, precision, checkpoint, frames, ranges_only, target, measure_on,
+        widen,
+    )  # fmt: skip
 
 
 @app.command("lint")
 def lint_file(
     file: Annotated[Path, typer.Argument(help="Exported .onnx, or the .json of several.")],
     target: Annotated[str | None, typer.Option(help="[default: the file's own]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Exit code 1 if a quantized layer, or every layer, runs as float."
+        ),
+    ] = False,
 ) -> None:
     """List which layers of a file would not run as integers on an engine, and why."""
     from bevquant.ship import lint_artefact
 
-    lint_artefact(file, target)
+    if not lint_artefact(file, target, as_json=json) and strict:
+        raise typer.Exit(1)
 
 
 @app.command()

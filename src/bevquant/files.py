@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise BevquantError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no file to read: opening a pipe or a device may wait for ever.
+
+    Raises:
+        BevquantError: there is no ``path``, or it is a folder, a pipe or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BevquantError(f"{path}: cannot be read ({why})") from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise BevquantError(f"{path}: cannot be read ({what}, no file)")
 
 
 def sha256(path: Path) -> str:

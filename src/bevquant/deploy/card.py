@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 FORMAT = 2
 """Version of all that a file says about itself; a file of another version is refused."""
@@ -47,6 +47,7 @@ class Card(Record):
         recipe: how that model came to be, in the words of whoever exported it.
         expected: what its simulation measured, where that is known.
         metadata: what else the runtime of a certain network needs.
+        absent: those of ``layers`` that the file has no product of, and why.
     """
 
     format: int = FORMAT
@@ -57,6 +58,12 @@ class Card(Record):
     recipe: dict[str, Any] = {}
     expected: Expected | None = None
     metadata: dict[str, Any] = {}
+    absent: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _sparing(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what most files have no entry of."""
+        return {key: value for key, value in content(self).items() if key != "absent" or value}
 
 
 class PartEntry(Record):

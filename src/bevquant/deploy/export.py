@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from bevquant.data.preprocess import Preprocess
+from bevquant.deploy.absent import traced_layers, why_absent
 from bevquant.deploy.artefact import Artefact, check_path, names_of, write
 from bevquant.deploy.card import Card, Expected
 from bevquant.deploy.graph import finish
-from bevquant.deploy.qdq import TRANSLATION, integer_form
-from bevquant.deploy.size import file_size
+from bevquant.deploy.lint import named_products
+from bevquant.deploy.qdq import FLOAT, TRANSLATION, integer_form
+from bevquant.deploy.size import FileSize, file_size
 from bevquant.deploy.targets import target_of
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import BEVFusion, HeadOutput, NetworkInput
 from bevquant.quant.fingerprint import model_fingerprint
-from bevquant.quant.layers import floating
+from bevquant.quant.layers import floating, quant_modules
 from bevquant.quant.running import evaluating
-from bevquant.quant.size import Size
 
 OPSET = 21
 FOLDED_BYTES = 4096
@@ -47,13 +49,15 @@ def export_module(
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
     metadata: Mapping[str, Any] | None = None,
-) -> Size:
+    widen: bool = False,
+) -> FileSize:
     """Write ``module`` to ``path`` as ONNX: one file, or one for each main module.
 
     Layers that are quantized and calibrated are stored with integer weights in the bits
     they have (8, 4 and 2 bits take 1, 1/2 and 1/4 byte) and with QuantizeLinear and
     DequantizeLinear around them, in which engines recognise integer layers; everything else
-    is float32. Fold batch normalisation beforehand.
+    is float32. A warning names layers that have bits but were not calibrated. Fold batch
+    normalisation beforehand.
 
     Args:
         module: any network that :func:`torch.export.export` takes; for integer layers
@@ -70,18 +74,27 @@ def export_module(
         recipe: how the network came to be; kept in the file, JSON values.
         expected: what its simulation measured; kept in the file.
         metadata: what else a runtime needs; kept in the file, JSON values.
+        widen: store weights of 4 and 2 bits as int8, so that engines open the file, and run
+            it as integers, without bevquant's loader; it then has the size of 8 bits.
 
     Returns:
-        What takes the room in the files.
+        What takes the room in the files, and whether they need bevquant's loader.
 
     Raises:
         BevquantError: there is no such target, a layer is quantized in a way that the
-            target does not run in integers, or ``path`` cannot be written or has another
-            suffix.
+            target does not run in integers, the model is quantized but not calibrated, or
+            ``path`` cannot be written or has another suffix.
     """
     check_path(path)
     placed = target_of(target)
-    with evaluating(module), integer_form(module, placed) as layers, torch.no_grad(), _quiet():
+    _name_uncalibrated(module)
+    with (
+        evaluating(module),
+        integer_form(module, placed) as layers,
+        torch.no_grad(),
+        _quiet(),
+        _naming_what_torch_cannot(module),
+    ):
         program = torch.onnx.export(
             module,
             tuple(inputs),
@@ -96,11 +109,16 @@ def export_module(
         )
         assert program is not None
         model = program.model
+        traced = traced_layers(model, layers)
         onnxscript.optimizer.optimize(
             model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES
         )
     main_modules = [name for name, _ in module.named_children()] if path.suffix == ".json" else []
-    parts = finish(model, layers, moves_codes=placed.moves_codes, main_modules=main_modules)
+    moves_codes = placed.moves_codes
+    parts = finish(model, layers, moves_codes=moves_codes, main_modules=main_modules, widen=widen)
+    graphs = [graph for _, graph in parts]
+    inside = {name for name, varies in traced.items() if varies and layers[name] == FLOAT}
+    inside |= named_products(graphs, layers).keys()
     card = Card(
         target=placed.name,
         layers=layers,
@@ -108,10 +126,11 @@ def export_module(
         recipe=dict(recipe or {}),
         expected=expected,
         metadata=dict(metadata or {}),
+        absent=why_absent(module, layers, traced, inside),
     )
     inputs_, outputs = (names_of(ends) for ends in (model.graph.inputs, model.graph.outputs))
     total = write(path, Artefact(card, inputs_, outputs, tuple(parts)))
-    return file_size([graph for _, graph in parts], total)
+    return file_size(graphs, total)
 
 
 def export(
@@ -123,7 +142,8 @@ def export(
     target: str = "openvino",
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
-) -> Size:
+    widen: bool = False,
+) -> FileSize:
     """Write a BEVFusion, quantized or float, to ``path`` with all that is needed to run it.
 
     Args:
@@ -136,9 +156,10 @@ def export(
         target: the engine.
         recipe: how the network came to be.
         expected: what its simulation measured.
+        widen: as the former.
 
     Returns:
-        What takes the room in the files.
+        What takes the room in the files, and whether they need bevquant's loader.
 
     Raises:
         BevquantError: as :func:`export_module`, or ``sample`` has several frames.
@@ -173,6 +194,7 @@ def export(
         target=target,
         recipe=recipe,
         expected=expected,
+        widen=widen,
         metadata={
             METADATA_KEY: {
                 "config": model.config.model_dump(mode="json"),
@@ -184,7 +206,7 @@ def export(
 
 def export_float(
     model: BEVFusion, sample: NetworkInput, preprocess: Preprocess, path: Path
-) -> Size:
+) -> FileSize:
     """Write a BEVFusion in float32 whatever its precision: what :func:`export` is held against.
 
     Arguments and errors are those of :func:`export`.
@@ -199,6 +221,49 @@ def _input_names(inputs: NetworkInput) -> list[str]:
         for name, value in inputs._asdict().items()
         for i in range(1 if isinstance(value, Tensor) else len(value))
     ]
+
+
+def _name_uncalibrated(module: nn.Module) -> None:
+    """Warn of layers that stay float although they have bits.
+
+    Raises:
+        BevquantError: that are all layers that have bits.
+    """
+    wanted = [m for m in quant_modules(module) if m.precision is not None and not m.bypass]
+    float_layers = [layer.name for layer in wanted if not layer.calibrated]
+    if not float_layers:
+        return
+    if len(float_layers) == len(wanted):
+        raise BevquantError(
+            "export: the model is quantized but not calibrated, all of it would be float; "
+            "call calibrate, or restore for a float file"
+        )
+    warnings.warn(
+        f"export: {len(float_layers)} of {len(wanted)} quantized layers stay float, as calibrate "
+        f"never saw an input of theirs: {', '.join(float_layers)}; calibrate on batches that "
+        "reach them, or leave them float by the policy",
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def _naming_what_torch_cannot(module: nn.Module) -> Iterator[None]:
+    """Say where the exporter may have failed of a name: torch writes code with names in it.
+
+    Raises:
+        BevquantError: it failed, and there is such a name.
+    """
+    try:
+        yield
+    except Exception as error:
+        names = {part for path, _ in module.named_modules() for part in path.split(".")}
+        odd = [name for name in sorted(names) if iskeyword(name) or set(name) & set('"\\\n\r')]
+        if not odd:
+            raise
+        raise BevquantError(
+            f"export: torch cannot export modules that are called {', '.join(map(repr, odd))}, "
+            "words of Python or with quotes, backslashes or line ends; give them other names"
+        ) from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 from onnxscript.optimizer import fold_constants as fold
 
-from bevquant.deploy.graph import PART
+from bevquant.deploy.naming import PART
 from bevquant.deploy.pack import constant, set_constant
 from bevquant.deploy.rules import QUANTIZERS
 

@@ -38,7 +38,7 @@ def save_calibration(
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     for layer in quant_modules(model):
-        tensors |= {f"{layer.name}:{key}": value for key, value in _pack(layer).items()}
+        tensors |= {f"{_key(layer)}:{key}": value for key, value in _pack(layer).items()}
     if not tensors:
         raise BevquantError(f"{path}: the model is not calibrated, there is nothing to save")
     header = {"fingerprint": _fingerprint(model), "macs": json.dumps(macs_of(model))}
@@ -71,8 +71,13 @@ def load_calibration(model: nn.Module, path: Path) -> None:
         name, _, rest = key.partition(":")
         found.setdefault(name, {})[rest] = value
     for layer in quant_modules(model):
-        _unpack(layer, found.get(layer.name, {}))
+        _unpack(layer, found.get(_key(layer), {}))
     set_macs(model, json.loads(metadata["macs"]))
+
+
+def _key(layer: QuantModule) -> str:
+    """Return the name of a layer without ``:``, which parts it from what was found."""
+    return layer.name.replace("%", "%25").replace(":", "%3A")
 
 
 def _pack(layer: QuantModule) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Which layer has which bits."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +10,13 @@ from bevquant.errors import BevquantError
 from bevquant.quant.spec import Precision
 
 _FLOAT = "float"
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that ``pattern`` means: the one it is, or all it matches."""
+    if pattern in names and pattern != "*":
+        return [pattern]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class BitPolicy:
 
     Attributes:
         rules: pattern (``*``, ``?``, ``[...]``; ``*`` crosses dots) -> precision, ``None``
-            for float. A layer that no rule matches stays float.
+            for float. A layer that no rule matches stays float. A pattern that is itself the
+            name of a layer means that layer alone; ``*`` means every layer.
     """
 
     rules: Mapping[str, Precision | None]
