@@ -3,7 +3,13 @@
 from importlib.metadata import version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 FORMAT = 2
 """Version of all that a file says about itself; a file of another version is refused."""
@@ -47,6 +53,8 @@ class Card(Record):
         recipe: how that model came to be, in the words of whoever exported it.
         expected: what its simulation measured, where that is known.
         metadata: what else the runtime of a certain network needs.
+        kept_float: why a layer is float although the exported model has it quantized; files
+            without such layers have no such field.
     """
 
     format: int = FORMAT
@@ -57,6 +65,14 @@ class Card(Record):
     recipe: dict[str, Any] = {}
     expected: Expected | None = None
     metadata: dict[str, Any] = {}
+    kept_float: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if not self.kept_float:
+            del fields["kept_float"]
+        return fields
 
 
 class PartEntry(Record):

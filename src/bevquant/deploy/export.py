@@ -17,6 +17,7 @@ from bevquant.deploy.artefact import Artefact, check_path, names_of, write
 from bevquant.deploy.card import Card, Expected
 from bevquant.deploy.graph import finish
 from bevquant.deploy.qdq import TRANSLATION, integer_form
+from bevquant.deploy.simulation import operand_shapes
 from bevquant.deploy.size import file_size
 from bevquant.deploy.targets import target_of
 from bevquant.errors import BevquantError
@@ -81,7 +82,9 @@ def export_module(
     """
     check_path(path)
     placed = target_of(target)
-    with evaluating(module), integer_form(module, placed) as layers, torch.no_grad(), _quiet():
+    _check_dtype(module)
+    shapes = operand_shapes(module, inputs)
+    with evaluating(module), integer_form(module, placed, shapes) as form, _quiet():
         program = torch.onnx.export(
             module,
             tuple(inputs),
@@ -100,6 +103,7 @@ def export_module(
             model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES
         )
     main_modules = [name for name, _ in module.named_children()] if path.suffix == ".json" else []
+    layers = form.precisions
     parts = finish(model, layers, moves_codes=placed.moves_codes, main_modules=main_modules)
     card = Card(
         target=placed.name,
@@ -108,7 +112,10 @@ def export_module(
         recipe=dict(recipe or {}),
         expected=expected,
         metadata=dict(metadata or {}),
+        kept_float=form.kept_float,
     )
+    for layer, why in form.kept_float.items():
+        warnings.warn(f"{path}: {layer} is float in the file: {why}", stacklevel=2)
     inputs_, outputs = (names_of(ends) for ends in (model.graph.inputs, model.graph.outputs))
     total = write(path, Artefact(card, inputs_, outputs, tuple(parts)))
     return file_size([graph for _, graph in parts], total)
@@ -191,6 +198,20 @@ def export_float(
     """
     with floating(model):
         return export(model, sample, preprocess, path)
+
+
+def _check_dtype(module: nn.Module) -> None:
+    """Refuse a model that is not float32: no engine runs another one as it is.
+
+    Raises:
+        BevquantError: naming a parameter of another floating type.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise BevquantError(
+                f"export: {name} is {str(parameter.dtype).removeprefix('torch.')}; files are "
+                "float32 and integers: call model.float(), and give float32 inputs"
+            )
 
 
 def _input_names(inputs: NetworkInput) -> list[str]:

@@ -50,7 +50,9 @@ def verdicts(artefact: Artefact, target: Target) -> list[Verdict]:
     products = products_of(artefact)
     found = []
     for layer, precision in artefact.card.layers.items():
-        found.append(Verdict(layer, precision, _why(precision, products.get(layer, []), target)))
+        why = artefact.card.kept_float.get(layer)
+        why = why or _why(precision, products.get(layer, []), target)
+        found.append(Verdict(layer, precision, why))
     return found
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from bevquant.deploy.compiled import Arithmetic, Array, Compiled, Run
 from bevquant.deploy.installed import engine_package
-from bevquant.deploy.placement import gemm_as_product, unsigned_codes, wide_weights_as_float
+from bevquant.deploy.placement import gemm_as_product, unsigned_codes, wide_layers_as_float
 from bevquant.errors import BevquantError
 
 INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")
@@ -31,7 +31,7 @@ def compile_onnxruntime(model: ir.Model, threads: int, arithmetic: Arithmetic) -
     _only_float(arithmetic)
     unsigned_codes(model)
     gemm_as_product(model)
-    wide_weights_as_float(model)
+    wide_layers_as_float(model)
     if _sums_rows(model):
         threads = 1
     with tempfile.TemporaryDirectory() as folder:
@@ -62,6 +62,9 @@ def _session(model: ir.Model, threads: int, optimized: Path | None) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # not a line for every constant that was folded
+    # Float activations stay float32: by itself ONNX Runtime makes them 8-bit integers before
+    # weights of 8 bits and less, on processors that have kernels for it (VNNI).
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if optimized is None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:
