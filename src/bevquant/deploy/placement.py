@@ -174,13 +174,17 @@ def gemm_as_product(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def wide_layers_as_float(model: ir.Model) -> None:
+def wide_layers_as_float(model: ir.Model) -> bool:
     """Put the float weights in the place of integer ones in 16-bit layers; same numbers.
 
     ONNX Runtime has no integer kernels for weights or activations of 16 bits. Left to
     itself, it gives a layer with either and a bias a 32-bit bias that overflows, and with
     VNNI it rounds the 16-bit activations of matrix products to 8 bits.
+
+    Returns:
+        Whether there are such layers.
     """
+    found = False
     for product in list(model.graph):
         if product.op_type not in PRODUCTS:
             continue
@@ -188,7 +192,34 @@ def wide_layers_as_float(model: ir.Model) -> None:
         wide = any(operand and operand.codes in WIDE for operand in (rows, weight))
         if wide and weight is not None and weight.weight:
             _float_weight(model.graph, product)
+            found = True
     RemoveUnusedNodesPass()(model)
+    return found
+
+
+def integer_biases(model: ir.Model) -> None:
+    """Store the bias of each integer convolution as int32, as ONNX Runtime does by itself.
+
+    What does that in ONNX Runtime also turns float weights behind 16-bit activations into
+    8-bit integers, and so has to be off where a model has such layers.
+    """
+    for product in list(model.graph):
+        if product.op_type != "Conv" or len(product.inputs) < 3 or product.inputs[2] is None:
+            continue
+        rows, weight = (value.producer() if value else None for value in product.inputs[:2])
+        if rows is None or weight is None or not product.inputs[2].is_initializer():
+            continue
+        if {rows.op_type, weight.op_type} != {"DequantizeLinear"}:
+            continue
+        bias = constant(product.inputs[2]).astype(np.float64)
+        step = (constant(rows.inputs[1]) * constant(weight.inputs[1])).astype(np.float32)
+        tape, name = Tape(), product.outputs[0].name
+        codes = tape.initializer(ir.Tensor(np.rint(bias / step).astype(np.int32), name=f"{name}/b"))
+        scale = tape.initializer(ir.Tensor(np.broadcast_to(step, bias.shape).copy(), name=f"{name}/s"))
+        product.replace_input_with(2, tape.op("DequantizeLinear", [codes, scale], {"axis": 0}))
+        for value in tape.initializers:
+            model.graph.register_initializer(value)
+        model.graph.insert_before(product, tape.nodes)
 
 
 def _float_weight(graph: ir.Graph, product: ir.Node) -> None:

@@ -211,6 +211,11 @@ def integer_form(model: nn.Module, target: Target, shapes: Shapes) -> Iterator[I
             form.precisions[name] = str(module.precision) if module.quantized else FLOAT
             if not module.quantized:
                 continue
+            integer = (
+                _IntegerLayer(module, target)
+                if isinstance(module, QuantLayer)
+                else _IntegerMatMul(module, target)
+            )
             objection = _objection(module, shapes)
             if objection is not None:
                 form.precisions[name], form.kept_float[name] = FLOAT, objection
@@ -218,11 +223,6 @@ def integer_form(model: nn.Module, target: Target, shapes: Shapes) -> Iterator[I
                 continue
             parent, _, child = name.rpartition(".")
             owner = model.get_submodule(parent)
-            integer = (
-                _IntegerLayer(module, target)
-                if isinstance(module, QuantLayer)
-                else _IntegerMatMul(module, target)
-            )
             swapped.append((owner, child, module))
             owner.add_module(child, integer)
         for module in bypassed:
