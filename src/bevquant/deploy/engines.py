@@ -33,6 +33,12 @@ ENGINES: dict[EngineName, Callable[[ir.Model, int, Arithmetic], Compiled]] = {
     "onnxruntime": compile_onnxruntime,
     "literal": compile_literal,
 }
+PACKAGES: dict[EngineName, str] = {
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "literal": "onnxruntime",
+}
+"""What has to be installed for each."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +138,22 @@ def open_engine(
     wanted = artefact.card.target if engine is None else engine
     name: EngineName = "openvino" if wanted == "tensorrt" else wanted
     try:
-        return _compile(artefact, name, threads, arithmetic)
+        return compile_artefact(artefact, name, threads, arithmetic)
     except BevquantError:
         raise
     except Exception as error:  # whatever an engine makes of a graph that it cannot run
         raise BevquantError(f"{path}: {name} cannot load it ({_last(error)})") from error
 
 
-def _compile(
-    artefact: Artefact, engine: EngineName, threads: int, arithmetic: Arithmetic
+def compile_artefact(
+    artefact: Artefact, engine: EngineName, threads: int = 1, arithmetic: Arithmetic = "f32"
 ) -> Engine:
+    """Load a network that was read already; arguments are those of :func:`open_engine`.
+
+    Raises:
+        BevquantError: the engine is not installed or too old; whatever else it makes of a
+            graph that it cannot run passes through.
+    """
     values = {v.name: v for _, model in artefact.parts for v in model.graph.inputs}
     inputs = tuple(_input(values[name]) for name in artefact.inputs)
     calls = {

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from bevquant.data.preprocess import Preprocess
 from bevquant.deploy.artefact import Artefact, check_path, names_of, write
 from bevquant.deploy.card import Card, Expected
+from bevquant.deploy.compare import compare as compare_with_simulation
+from bevquant.deploy.engines import PACKAGES, EngineName
 from bevquant.deploy.graph import finish
+from bevquant.deploy.installed import is_installed
 from bevquant.deploy.qdq import TRANSLATION, integer_form
 from bevquant.deploy.simulation import operand_shapes
 from bevquant.deploy.size import file_size
@@ -48,6 +51,7 @@ def export_module(
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
     metadata: Mapping[str, Any] | None = None,
+    compare: bool = True,
 ) -> Size:
     """Write ``module`` to ``path`` as ONNX: one file, or one for each main module.
 
@@ -71,6 +75,9 @@ def export_module(
         recipe: how the network came to be; kept in the file, JSON values.
         expected: what its simulation measured; kept in the file.
         metadata: what else a runtime needs; kept in the file, JSON values.
+        compare: whether to run the file once in its engine, if that is installed, and warn
+            where a layer computes on ``inputs`` what was not simulated. A file for TensorRT
+            is run step by step in float.
 
     Returns:
         What takes the room in the files.
@@ -118,6 +125,11 @@ def export_module(
         warnings.warn(f"{path}: {layer} is float in the file: {why}", stacklevel=2)
     inputs_, outputs = (names_of(ends) for ends in (model.graph.inputs, model.graph.outputs))
     total = write(path, Artefact(card, inputs_, outputs, tuple(parts)))
+    engine: EngineName = "literal" if placed.name == "tensorrt" else placed.name
+    if compare and is_installed(PACKAGES[engine]):
+        objection = compare_with_simulation(path, module, inputs, engine)
+        if objection is not None:
+            warnings.warn(objection, stacklevel=2)
     return file_size([graph for _, graph in parts], total)
 
 
@@ -130,6 +142,7 @@ def export(
     target: str = "openvino",
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
+    compare: bool = True,
 ) -> Size:
     """Write a BEVFusion, quantized or float, to ``path`` with all that is needed to run it.
 
@@ -143,6 +156,7 @@ def export(
         target: the engine.
         recipe: how the network came to be.
         expected: what its simulation measured.
+        compare: whether to compare the file with the simulation.
 
     Returns:
         What takes the room in the files.
@@ -180,6 +194,7 @@ def export(
         target=target,
         recipe=recipe,
         expected=expected,
+        compare=compare,
         metadata={
             METADATA_KEY: {
                 "config": model.config.model_dump(mode="json"),
