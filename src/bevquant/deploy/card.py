@@ -48,6 +48,7 @@ class Card(Record):
         expected: what its simulation measured, where that is known.
         metadata: what else the runtime of a certain network needs.
         absent: those of ``layers`` that the file has no product of, and why.
+        kept_float: those that are float although the exported model has them quantized, and why.
     """
 
     format: int = FORMAT
@@ -59,11 +60,13 @@ class Card(Record):
     expected: Expected | None = None
     metadata: dict[str, Any] = {}
     absent: dict[str, str] = {}
+    kept_float: dict[str, str] = {}
 
     @model_serializer(mode="wrap")
     def _sparing(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what most files have no entry of."""
-        return {key: value for key, value in content(self).items() if key != "absent" or value}
+        sparse = ("absent", "kept_float")
+        return {key: value for key, value in content(self).items() if key not in sparse or value}
 
 
 class PartEntry(Record):

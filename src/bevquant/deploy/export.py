@@ -12,14 +12,19 @@ from typing import Any
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bevquant.data.preprocess import Preprocess
 from bevquant.deploy.absent import traced_layers, why_absent
 from bevquant.deploy.artefact import Artefact, check_path, names_of, write
 from bevquant.deploy.card import Card, Expected
+from bevquant.deploy.compare import compare as compare_with_simulation
+from bevquant.deploy.engines import PACKAGES, EngineName
 from bevquant.deploy.graph import finish
+from bevquant.deploy.installed import is_installed
 from bevquant.deploy.lint import named_products
 from bevquant.deploy.qdq import FLOAT, TRANSLATION, integer_form
+from bevquant.deploy.simulation import operand_shapes
 from bevquant.deploy.size import FileSize, file_size
 from bevquant.deploy.targets import target_of
 from bevquant.errors import BevquantError
@@ -39,17 +44,19 @@ METADATA_KEY = "bevfusion"
 
 def export_module(
     module: nn.Module,
-    inputs: Sequence[Any],
-    path: Path,
+    inputs: Tensor | Sequence[Any],
+    path: str | Path,
     *,
     target: str = "openvino",
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    dynamic_batch: bool = False,
     dynamic_shapes: Any = None,
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
     metadata: Mapping[str, Any] | None = None,
     widen: bool = False,
+    compare: bool = True,
 ) -> FileSize:
     """Write ``module`` to ``path`` as ONNX: one file, or one for each main module.
 
@@ -63,19 +70,25 @@ def export_module(
         module: any network that :func:`torch.export.export` takes; for integer layers
             quantized with the scheme of the target: ``SYMMETRIC`` for ``tensorrt``,
             ``DEPLOY`` for all others.
-        inputs: example arguments.
+        inputs: example arguments; a tensor is the only one.
         path: written atomically. ``X.onnx`` is one file; ``X.json`` is a manifest, beside
             which every child of ``module`` gets a file.
         target: ``openvino``, ``onnxruntime``, ``tensorrt`` or ``literal``; see
             :mod:`bevquant.deploy.targets`.
         input_names: of the flattened inputs.
         output_names: of the flattened outputs.
-        dynamic_shapes: as :func:`torch.onnx.export` takes it, one entry per input.
+        dynamic_batch: let the file take any size along the first axis of every input; the
+            example then has at least 2 there.
+        dynamic_shapes: as :func:`torch.onnx.export` takes it, one entry per input; for more
+            than ``dynamic_batch``.
         recipe: how the network came to be; kept in the file, JSON values.
         expected: what its simulation measured; kept in the file.
         metadata: what else a runtime needs; kept in the file, JSON values.
         widen: store weights of 4 and 2 bits as int8, so that engines open the file, and run
             it as integers, without bevquant's loader; it then has the size of 8 bits.
+        compare: whether to run the file once in its engine, if that is installed, and warn
+            where a layer computes on ``inputs`` what was not simulated. A file for TensorRT
+            is run step by step in float.
 
     Returns:
         What takes the room in the files, and whether they need bevquant's loader.
@@ -85,16 +98,23 @@ def export_module(
             target does not run in integers, the model is quantized but not calibrated, or
             ``path`` cannot be written or has another suffix.
     """
+    path = Path(path)
     check_path(path)
     placed = target_of(target)
+    if isinstance(inputs, Tensor):
+        inputs = [inputs]
+    if dynamic_batch:
+        dynamic_shapes = _any_batch(inputs, dynamic_shapes)
     _name_uncalibrated(module)
+    _check_dtype(module)
+    operands = operand_shapes(module, inputs)
     with (
         evaluating(module),
-        integer_form(module, placed) as layers,
-        torch.no_grad(),
+        integer_form(module, placed, operands) as form,
         _quiet(),
         _naming_what_torch_cannot(module),
     ):
+        layers = form.precisions
         program = torch.onnx.export(
             module,
             tuple(inputs),
@@ -127,10 +147,32 @@ def export_module(
         expected=expected,
         metadata=dict(metadata or {}),
         absent=why_absent(module, layers, traced, inside),
+        kept_float=form.kept_float,
     )
+    for layer, why in form.kept_float.items():
+        warnings.warn(f"{path}: {layer} is float in the file: {why}", stacklevel=2)
     inputs_, outputs = (names_of(ends) for ends in (model.graph.inputs, model.graph.outputs))
     total = write(path, Artefact(card, inputs_, outputs, tuple(parts)))
+    engine: EngineName = "literal" if placed.name == "tensorrt" else placed.name
+    if compare and is_installed(PACKAGES[engine]):
+        objection = compare_with_simulation(path, module, inputs, engine)
+        if objection is not None:
+            warnings.warn(objection, stacklevel=2)
     return file_size(graphs, total)
+
+
+def _any_batch(inputs: Sequence[Any], dynamic_shapes: Any) -> Any:
+    """Return dynamic shapes with which the first axis of each tensor may have any size."""
+    if dynamic_shapes is not None:
+        raise BevquantError("export: give dynamic_batch or dynamic_shapes, not both")
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if any(tensor.ndim == 0 or len(tensor) < 2 for tensor in tensors):
+        raise BevquantError(
+            "export: for dynamic_batch=True give an example of at least 2 along the first axis of "
+            "every input"
+        )
+    batch = torch.export.Dim("batch")
+    return tree_map(lambda x: {0: batch} if isinstance(x, Tensor) else None, tuple(inputs))
 
 
 def export(
@@ -143,6 +185,7 @@ def export(
     recipe: Mapping[str, Any] | None = None,
     expected: Expected | None = None,
     widen: bool = False,
+    compare: bool = True,
 ) -> FileSize:
     """Write a BEVFusion, quantized or float, to ``path`` with all that is needed to run it.
 
@@ -157,6 +200,7 @@ def export(
         recipe: how the network came to be.
         expected: what its simulation measured.
         widen: as the former.
+        compare: whether to compare the file with the simulation.
 
     Returns:
         What takes the room in the files, and whether they need bevquant's loader.
@@ -195,6 +239,7 @@ def export(
         recipe=recipe,
         expected=expected,
         widen=widen,
+        compare=compare,
         metadata={
             METADATA_KEY: {
                 "config": model.config.model_dump(mode="json"),
@@ -213,6 +258,20 @@ def export_float(
     """
     with floating(model):
         return export(model, sample, preprocess, path)
+
+
+def _check_dtype(module: nn.Module) -> None:
+    """Refuse a model that is not float32: no engine runs another one as it is.
+
+    Raises:
+        BevquantError: naming a parameter of another floating type.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise BevquantError(
+                f"export: {name} is {str(parameter.dtype).removeprefix('torch.')}; files are "
+                "float32 and integers: call model.float(), and give float32 inputs"
+            )
 
 
 def _input_names(inputs: NetworkInput) -> list[str]:

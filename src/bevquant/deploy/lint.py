@@ -46,7 +46,7 @@ class Verdict:
         return self.precision != FLOAT and self.runs == "float"
 
 
-def lint(path: Path, target: str | None = None) -> list[Verdict]:
+def lint(path: str | Path, target: str | None = None) -> list[Verdict]:
     """Judge every quantizable layer of an exported file.
 
     For ``openvino`` and ``onnxruntime`` the rules are held against what the engines execute
@@ -60,7 +60,7 @@ def lint(path: Path, target: str | None = None) -> list[Verdict]:
     Raises:
         BevquantError: the file is damaged or not one of ours, or there is no such target.
     """
-    artefact = read(path)
+    artefact = read(Path(path))
     return verdicts(artefact, target_of(target or artefact.card.target))
 
 
@@ -71,7 +71,8 @@ def verdicts(artefact: Artefact, target: Target) -> list[Verdict]:
     for layer, precision in artefact.card.layers.items():
         own = products.get(layer, [])
         present = bool(own) or (precision == FLOAT and layer not in absent)
-        why = _why(precision, own, target) if present else absent.get(layer, NO_PRODUCT)
+        why = artefact.card.kept_float.get(layer) or _why(precision, own, target)
+        why = why if present else absent.get(layer, NO_PRODUCT)
         found.append(Verdict(layer, precision, why, present))
     return found
 

@@ -20,7 +20,7 @@ from bevquant.quant.spec import Precision
 
 
 def save_calibration(
-    model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None
+    model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write ranges, refined factors and reconstructed weights to a safetensors file.
 
@@ -45,7 +45,7 @@ def save_calibration(
     write_bytes(path, safetensors.torch.save(tensors, {**(metadata or {}), **header}))
 
 
-def load_calibration(model: nn.Module, path: Path) -> None:
+def load_calibration(model: nn.Module, path: str | Path) -> None:
     """Give a quantized model what :func:`save_calibration` wrote.
 
     Outputs are then those of the model that was saved, bit for bit. On an error the model

@@ -1,7 +1,7 @@
 """Which layer has which bits."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,13 +10,6 @@ from bevquant.errors import BevquantError
 from bevquant.quant.spec import Precision
 
 _FLOAT = "float"
-
-
-def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """Return those of ``names`` that ``pattern`` means: the one it is, or all it matches."""
-    if pattern in names and pattern != "*":
-        return [pattern]
-    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,9 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     A name may itself hold what means something in a pattern: ``h.x[0]``.
     """
     names = list(names)
-    return [pattern] if pattern in names else [x for x in names if fnmatchcase(x, pattern)]
+    if pattern != "*" and pattern in names:
+        return [pattern]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def _pattern(key: Any) -> str:
