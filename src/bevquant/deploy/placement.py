@@ -212,10 +212,13 @@ def integer_biases(model: ir.Model) -> None:
         if {rows.op_type, weight.op_type} != {"DequantizeLinear"}:
             continue
         bias = constant(product.inputs[2]).astype(np.float64)
-        step = (constant(rows.inputs[1]) * constant(weight.inputs[1])).astype(np.float32)
+        scales = (constant(node.inputs[1]).astype(np.float32) for node in (rows, weight))
+        step = math.prod(scales, start=np.float32(1))
         tape, name = Tape(), product.outputs[0].name
         codes = tape.initializer(ir.Tensor(np.rint(bias / step).astype(np.int32), name=f"{name}/b"))
-        scale = tape.initializer(ir.Tensor(np.broadcast_to(step, bias.shape).copy(), name=f"{name}/s"))
+        scale = tape.initializer(
+            ir.Tensor(np.broadcast_to(step, bias.shape).copy(), name=f"{name}/s")
+        )
         product.replace_input_with(2, tape.op("DequantizeLinear", [codes, scale], {"axis": 0}))
         for value in tape.initializers:
             model.graph.register_initializer(value)
