@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bevquant.deploy import qdq
+from bevquant.deploy import qdq, run_openvino
 from bevquant.deploy.artefact import read
 from bevquant.deploy.engines import open_engine
 from bevquant.deploy.export import export_module
@@ -326,6 +326,14 @@ def test_a_network_computes_what_was_simulated(rules, mixed, path):
     for rows in (1, 100, 0):
         shapes = [y.shape for y in opened(arrays(inputs[0], torch.arange(rows)))]
         assert shapes == [(rows, 5), expected[1].shape]
+
+
+def test_a_product_that_is_an_output_is_known_to_be_integer_with_vnni(mixed, path, monkeypatch):
+    monkeypatch.setattr(run_openvino, "has_vnni", lambda: True)
+    model, inputs = mixed
+    apply(model, BitPolicy({"*": W8A8}))
+    export_module(model, inputs, path, compare=False)
+    assert open_engine(path).integer_layers == ("conv", "up", "left", "right", "out")
 
 
 def test_export_tells_precisions_and_leaves_the_model_as_it_was(mixed, path):
