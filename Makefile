@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/pytest -n 2 -q
 
-# Engines and PyTorch held down to AVX2: what a processor without VNNI computes.
+# What ships, once more as a processor without VNNI, AVX-512 and bfloat16 computes it.
 test-avx2: $(INSTALLED)
 	$(TEST_ENV) ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/pytest -n 2 -q tests/deploy
 

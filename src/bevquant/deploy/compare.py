@@ -76,18 +76,20 @@ def deviations(
     artefact = read(path)
     calls = simulate(module, inputs, kept_float=kept_float, calls=True).calls
     cuts = _cut(artefact, module, calls)
-    named = _with_ends(artefact, cuts)
-    results = compile_artefact(named, engine)([*fed, *(cut.given for cut in cuts)])
+    try:
+        cut_up = compile_artefact(_with_ends(artefact, cuts), engine)
+        results = cut_up([*fed, *(cut.given for cut in cuts)])
+    except Exception:  # whatever an engine makes of a graph that it cannot run
+        return [Deviation("", error)] if error > ROUNDING else []
     found = []
-    shown = [cut for cut in cuts if cut.shown is not None]
-    for cut, values in zip(shown, results[len(wanted) :], strict=True):
+    for cut, values in zip(cuts, results[len(wanted) :], strict=True):
         if not (off := cut.error(values)) <= ROUNDING:
             found.append(Deviation(cut.behind, off))
     for name, y, expected in zip(artefact.outputs, results, wanted, strict=False):
         if not (off := _error(y, expected)) <= ROUNDING:
             (value,) = [v for _, m in artefact.parts for v in m.graph.outputs if v.name == name]
             found.append(Deviation(_makers(value, artefact), off))
-    return list({found_.layer: found_ for found_ in reversed(found)}.values())[::-1]
+    return [one for i, one in enumerate(found) if one.layer not in {x.layer for x in found[:i]}]
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,18 @@ class _Cut:
     """A place where a layer's input is replaced by what it was in the simulation.
 
     Attributes:
-        part: of the network, where it is.
         given: what the layer gets.
         taken: input of the graph that takes it.
         shown: what the network itself would have given the layer, rounded to its grid; an
-            output of the graph; ``None`` if it is an input of the network.
+            output of the graph.
         behind: the layers that make it.
         grid: of the layer's input.
         scale: of it in the file.
     """
 
-    part: int
     given: Array
     taken: ir.Value
-    shown: ir.Value | None
+    shown: ir.Value
     behind: str
     grid: QuantParams
     scale: float
@@ -128,7 +128,7 @@ def _cut(artefact: Artefact, module: nn.Module, calls: dict[str, list[Call]]) ->
     products = {node: layer for layer, nodes in products_of(artefact).items() for node in nodes}
     counts = {layer: len(nodes) for layer, nodes in products_of(artefact).items()}
     cuts: list[_Cut] = []
-    for part, (_, model) in enumerate(artefact.parts):
+    for _, model in artefact.parts:
         done: set[ir.Node] = set()
         for node in list(model.graph):
             layer = products.get(node)
@@ -142,34 +142,32 @@ def _cut(artefact: Artefact, module: nn.Module, calls: dict[str, list[Call]]) ->
             steps = [step for value in node.inputs[:2] if (step := _quantize(value)) is not None]
             given = zip(steps, calls[layer][call], quantized.input_params, strict=False)
             for step, x, grid in given:
-                if step not in done:
+                source = step.inputs[0]
+                if step not in done and source is not None and source.name not in artefact.inputs:
                     done.add(step)
                     name = f"cut/{len(cuts)}"
-                    cuts.append(_cut_at(artefact, part, step, name, x.numpy(), grid))
+                    cuts.append(_cut_at(artefact, model.graph, step, name, x.numpy(), grid))
     return cuts
 
 
 def _cut_at(
-    artefact: Artefact, part: int, step: ir.Node, name: str, given: Array, grid: QuantParams
+    artefact: Artefact, graph: ir.Graph, step: ir.Node, name: str, given: Array, grid: QuantParams
 ) -> _Cut:
-    graph = artefact.parts[part][1].graph
     source = step.inputs[0]
     assert source is not None
     kind = ir.TensorType(ir.DataType.FLOAT)
     taken = ir.Value(name=name, type=kind, shape=ir.Shape(given.shape))
     graph.inputs.append(taken)
-    shown = None
-    if source.producer() is not None:
-        again = ir.node("QuantizeLinear", step.inputs, step.attributes, name=f"{name}/q")
-        back = ir.node("DequantizeLinear", [again.outputs[0], *step.inputs[1:]], name=f"{name}/d")
-        shown = back.outputs[0]
-        again.outputs[0].name, shown.name, shown.type = f"{name}/codes", f"{name}/shown", kind
-        graph.insert_after(step, [again, back])
-        graph.outputs.append(shown)
+    again = ir.node("QuantizeLinear", step.inputs, step.attributes, name=f"{name}/q")
+    back = ir.node("DequantizeLinear", [again.outputs[0], *step.inputs[1:]], name=f"{name}/d")
+    shown = back.outputs[0]
+    again.outputs[0].name, shown.name, shown.type = f"{name}/codes", f"{name}/shown", kind
+    graph.insert_after(step, [again, back])
+    graph.outputs.append(shown)
     behind = _makers(source, artefact)
     step.replace_input_with(0, taken)
     scale = float(constant(step.inputs[1]))
-    return _Cut(part, given, taken, shown, behind, grid, scale)
+    return _Cut(given, taken, shown, behind, grid, scale)
 
 
 def _quantize(value: ir.Value | None) -> ir.Node | None:
@@ -182,11 +180,14 @@ def _quantize(value: ir.Value | None) -> ir.Node | None:
 
 def _makers(value: ir.Value, artefact: Artefact) -> str:
     """Return the layers whose products are the nearest ones before ``value``."""
+    ends = {v.name: v for _, model in artefact.parts for v in model.graph.outputs}
     found: dict[str, None] = {}
     seen: set[ir.Value | None] = set()
     pending: list[ir.Value | None] = [value]
     while pending:
         current = pending.pop()
+        if current is not None and current.producer() is None:
+            current = ends.get(current.name)  # what an earlier part makes
         node = current.producer() if current is not None else None
         if node is None or current in seen:
             continue
@@ -201,7 +202,7 @@ def _makers(value: ir.Value, artefact: Artefact) -> str:
 
 def _with_ends(artefact: Artefact, cuts: list[_Cut]) -> Artefact:
     taken = tuple(str(cut.taken.name) for cut in cuts)
-    shown = tuple(str(cut.shown.name) for cut in cuts if cut.shown is not None)
+    shown = tuple(str(cut.shown.name) for cut in cuts)
     return replace(artefact, inputs=artefact.inputs + taken, outputs=artefact.outputs + shown)
 
 

@@ -212,7 +212,8 @@ def integer_biases(model: ir.Model) -> None:
         if {rows.op_type, weight.op_type} != {"DequantizeLinear"}:
             continue
         bias = constant(product.inputs[2]).astype(np.float64)
-        step = (constant(rows.inputs[1]) * constant(weight.inputs[1])).astype(np.float32)
+        scales = (constant(node.inputs[1]).astype(np.float32) for node in (rows, weight))
+        step = math.prod(scales, start=np.float32(1))
         tape, name = Tape(), product.outputs[0].name
         codes = tape.initializer(ir.Tensor(np.rint(bias / step).astype(np.int32), name=f"{name}/b"))
         scale = tape.initializer(

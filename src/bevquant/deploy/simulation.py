@@ -70,7 +70,7 @@ def simulate(
     kept: dict[str, list[Call]] = {}
 
     def keep(layer: QuantModule, operands: Call) -> None:
-        copies = tuple(operand.clone() for operand in operands[: layer.operands])
+        copies = tuple(x.detach().to("cpu", copy=True) for x in operands[: layer.operands])
         kept.setdefault(names[layer], []).append(copies)
 
     try:
