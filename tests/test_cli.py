@@ -175,6 +175,31 @@ def test_export_eval_and_bench_of_the_shipped_network(tiny_world: Path, tmp_path
         assert list(map(sum, zip(*parts, strict=True))) == pytest.approx(row["latency"]["runs"])
 
 
+@pytest.mark.slow
+def test_an_export_says_last_whether_it_needs_the_loader_and_widen_mends_it(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    options = ("--data", tiny_world, "--precision", "W2A8", "--frames", 1, "--ranges-only")
+    packed, widened = tmp_path / "packed.onnx", tmp_path / "widened.onnx"
+    result = bevquant("export", packed, *options)
+    assert result.returncode == 0, result.stderr
+    assert "needs bevquant's loader" in result.stdout.splitlines()[-1]
+    result = bevquant("export", widened, *options, "--widen")
+    assert result.returncode == 0, result.stderr
+    assert "layers run as integers" in result.stdout.splitlines()[-1]
+    assert widened.stat().st_size > 2 * packed.stat().st_size
+    for path, needs in ((packed, True), (widened, False)):
+        found = json.loads(bevquant("lint", path, "--json").stdout)
+        assert found["needs_loader"] is needs
+
+
+def test_lint_and_eval_name_a_pipe_instead_of_waiting_for_it(tmp_path: Path) -> None:
+    for name in ("net.onnx", "net.json", "net.safetensors"):
+        os.mkfifo(tmp_path / name)
+        assert_refused(bevquant("eval", tmp_path / name, "--data", tmp_path), name, "pipe")
+    assert_refused(bevquant("lint", tmp_path / "net.onnx"), "net.onnx", "pipe")
+
+
 def test_bench_refuses_a_number_of_threads(tmp_path: Path) -> None:
     for threads in ("0", "two", "1,,2"):
         result = bevquant("bench", "x.onnx", "--data", tmp_path, "--threads", threads)

@@ -307,13 +307,17 @@ def test_an_export_deletes_no_file_that_is_no_part_of_its_own(folder, tmp_path):
 def test_an_export_leaves_a_part_that_somebody_changed_or_linked(tmp_path):
     path = tmp_path / "net.json"
     export(path)
-    first, second, *_ = (tmp_path / e["file"] for e in json.loads(path.read_text())["parts"])
+    named = json.loads(path.read_text())["parts"]
+    first, second, third, fourth, _ = (tmp_path / entry["file"] for entry in named)
     first.write_bytes(b"mine")
+    third.write_bytes(fourth.read_bytes())
     (tmp_path / "kept").write_bytes(second.read_bytes())
     second.unlink()
     second.symlink_to(tmp_path / "kept")
     export(path, seed=1)
     assert first.read_bytes() == b"mine"
+    assert third.is_file()
+    assert not fourth.exists()
     assert second.is_symlink()
     assert (tmp_path / "kept").is_file()
 
