@@ -60,7 +60,7 @@ def test_world_refuses_what_is_no_number_of_key_frames(tmp_path: Path) -> None:
     assert_refused(result, "keyframes")
 
 
-def test_world_stopped_by_ctrl_c_leaves_nothing_and_the_same_command_completes(
+def test_world_stopped_by_ctrl_c_is_completed_by_the_same_command(
     tmp_path: Path,
 ) -> None:
     command = [*COMMAND, "world", str(tmp_path / "w"), "--scenes", "1", "--keyframes", "2"]
@@ -74,8 +74,9 @@ def test_world_stopped_by_ctrl_c_leaves_nothing_and_the_same_command_completes(
         pytest.skip("the world was finished before the signal came")
     assert process.returncode == 130
     assert "the same command continues" in errors
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".w.unfinished"]
     assert bevquant(*command[len(COMMAND) :]).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
 def test_demo_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
