@@ -172,6 +172,21 @@ def test_what_is_left_is_an_ordinary_quantized_model(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_weights_that_are_loaded_after_training_are_used(
+    model: nn.Module, prototype: nn.Module
+) -> None:
+    train(model, CHOSEN, Task(BATCHES), SHORT)
+    state = {name: -value for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    other = copy.deepcopy(prototype)
+    for layer in quant_modules(other):
+        layer.forget()
+    other.load_state_dict(state)
+    with torch.no_grad(), pytest.warns(UserWarning, match="has changed since") as caught:
+        assert torch.equal(model(BATCHES[0]), other(BATCHES[0]))
+    assert len(caught) == 1
+
+
 def test_killed_and_resumed_to_the_same_weights(
     model: nn.Module, prototype: nn.Module, tmp_path: Path
 ) -> None:

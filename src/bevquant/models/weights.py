@@ -6,14 +6,12 @@ Nothing is ever loaded with silent gaps: names and shapes must match exactly.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
-from bevquant.files import atomic_path
 from bevquant.models.bevfusion.encoder import FUSING, REFINING, BEVEncoder
 from bevquant.models.pickled import read_state
+from bevquant.tensors import read_tensors, write_tensors
 
 IMAGE_BRANCH = ("img_backbone", "img_neck")
 """Main modules that turn images into features."""
@@ -40,7 +38,7 @@ BOX_HEAD = "bbox_head.prediction_heads.0"
 
 
 def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the state of ``module`` to ``path`` (safetensors), atomically.
+    """Write the state of ``module`` to ``path`` (safetensors), atomically, with a checksum.
 
     Args:
         module: whose parameters and persistent buffers to write.
@@ -51,8 +49,7 @@ def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str] | No
         BevquantError: ``path`` cannot be written.
     """
     state = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, dict(metadata or {}))
+    write_tensors(path, state, metadata or {})
 
 
 def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
@@ -151,13 +148,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return weights and metadata of a file of :func:`save_weights`."""
     if not path.is_file():
         raise BevquantError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise BevquantError(f"{path}: not a readable safetensors file ({error})") from error
-    return state, metadata
+    file = read_tensors(path)
+    file.check()
+    return file.tensors, file.metadata
 
 
 def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

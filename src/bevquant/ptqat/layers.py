@@ -89,6 +89,9 @@ class TrainedLayer(QuantLayer):
         grid = _on(self.weight_params, torch.device("cpu"))
         return Rounding(self.weight_codes.cpu(), grid, self.shift.detach().cpu().clone())
 
+    def _forget_if_changed(self) -> None:
+        """The float weight is left alone, and what is learned here is of no other."""
+
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer with its weight and bias as far as they are learned."""
         if not self.quantized:

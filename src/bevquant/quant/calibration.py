@@ -111,7 +111,7 @@ def _unpack(layer: QuantModule, packed: Mapping[str, Tensor]) -> None:
             ranges[int(first)][int(rest[0])] = Range(value, maximum)
         elif what == "refined" and rest == ["weight"]:
             inputs = packed[f"refined:{first}:inputs"].tolist()
-            layer.refined[Precision.parse(first)] = Alphas(value, tuple(inputs))
+            layer.adjust(Precision.parse(first), Alphas(value, tuple(inputs)))
         elif what == "rounded" and rest == ["codes"]:
             assert isinstance(layer, QuantLayer)
             precision = Precision.parse(first)

@@ -9,6 +9,9 @@ _CHUNK = 1 << 20
 _MANTISSA_BITS = 22
 """Bins are no finer than the spacing of float32 at the largest value, so indices are exact."""
 
+_FINEST = -149
+"""Nor finer than 2 to this power, of which every float32 is a multiple; 0 alone has it, too."""
+
 
 class Histogram:
     """Counts of values in bins of equal width; a row for the tensor or for each channel.
@@ -45,7 +48,7 @@ class Histogram:
         """Count more values.
 
         Args:
-            rows: [rows, N], finite; N at least 1.
+            rows: [rows, N], finite, rounded to float32 as the extremes are; N at least 1.
             minimum: smallest value of each row, [rows].
             maximum: largest value, same shape.
         """
@@ -61,7 +64,7 @@ class Histogram:
         columns = max(1, _CHUNK // len(rows))
         for start in range(0, rows.shape[1], columns):
             chunk = rows[:, start : start + columns]
-            index = (chunk.cpu().double() * inverse).floor_().to(torch.int64).add_(offset)
+            index = (chunk.cpu().float().double() * inverse).floor_().to(torch.int64).add_(offset)
             new = torch.bincount(index.flatten(), minlength=self.counts.numel())
             self.counts += new.view_as(self.counts)
 
@@ -70,7 +73,7 @@ class Histogram:
         self.minimum, self.maximum = minimum, maximum
         largest = torch.maximum(minimum.abs(), maximum.abs())
         finest = torch.frexp(largest).exponent.long() - 1 - _MANTISSA_BITS
-        finest = finest.clamp(min=-126)  # of what float32 can divide by
+        finest = finest.where(largest > 0, _FINEST).clamp(min=_FINEST)  # frexp calls 0 large
         exponent = torch.maximum(self._exponent, finest)
         while True:
             width = torch.ldexp(torch.ones_like(minimum), exponent)

@@ -1,7 +1,6 @@
 """The modules that stand where a network's layers stood."""
 
 import operator
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from bevquant.errors import BevquantError
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams
+from bevquant.quant.changes import Known, Notice
 from bevquant.quant.kinds import Kind, weight_of
 from bevquant.quant.observers import min_max
 from bevquant.quant.pairs import limited, pair_sums
@@ -64,13 +64,19 @@ class QuantModule(nn.Module):
         precision: bits, or ``None`` for float.
         bypass: run float whatever the precision; see :func:`floating`.
         inputs: one quantizer for each quantized input.
-        refined: what :func:`~bevquant.quant.refinement.refine.refine` found, for each precision.
+        notice: says that what was learned is forgotten; one for all layers of a model.
     """
 
     operands = 1
 
     def __init__(
-        self, wrapped: nn.Module, name: str, main_module: str, kind: Kind, scheme: Scheme
+        self,
+        wrapped: nn.Module,
+        name: str,
+        main_module: str,
+        kind: Kind,
+        scheme: Scheme,
+        notice: Notice | None = None,
     ) -> None:
         super().__init__()
         self.wrapped = wrapped
@@ -83,7 +89,25 @@ class QuantModule(nn.Module):
         self.inputs = tuple(
             ActivationQuantizer(scheme.activations, kind.channel_axis) for _ in range(self.operands)
         )
-        self.refined: dict[Precision, Alphas] = {}
+        self.notice = notice or Notice()
+        self._refined: dict[Precision, Alphas] = {}
+
+    @property
+    def refined(self) -> dict[Precision, Alphas]:
+        """What :func:`~bevquant.quant.refinement.refine.refine` found, for each precision.
+
+        :meth:`adjust` adds to it.
+        """
+        self._forget_if_changed()
+        return self._refined
+
+    @refined.setter
+    def refined(self, factors: dict[Precision, Alphas]) -> None:
+        self._refined = factors
+
+    def adjust(self, precision: Precision, alphas: Alphas) -> None:
+        """Use factors that were found for the layer's present weight and bias."""
+        self._refined[precision] = alphas
 
     @property
     def calibrated(self) -> bool:
@@ -115,7 +139,10 @@ class QuantModule(nn.Module):
 
     def forget(self) -> None:
         """Forget what was refined and learned: the ranges it was found for have changed."""
-        self.refined = {}
+        self._refined = {}
+
+    def _forget_if_changed(self) -> None:
+        """Forget what was found for a weight that has changed: here there is none."""
 
     def _input_params(self, device: torch.device) -> tuple[QuantParams, ...]:
         precision = self._bits()
@@ -153,21 +180,31 @@ class QuantLayer(QuantModule):
 
     Under ``torch.no_grad()`` the weight is quantized once per bit-width and kept; with
     gradients it is quantized in every pass, as it may have been trained in between. What is
-    kept is of the values that weight and bias had: once these are others, in whatever way they
-    were changed, it is forgotten.
-
-    Attributes:
-        rounded: what :func:`~bevquant.quant.refinement.reconstruct.reconstruct` learned, for each
-            precision; :meth:`learn` adds to it.
+    kept or learned is of the values that weight and bias had: once these are others, in
+    whatever way they were changed, it is forgotten. Values are compared in every pass, as
+    ``.data`` and NumPy change them without a trace: weights are read once for that, which
+    takes 1 % of a convolution's time.
     """
 
     def __init__(
-        self, wrapped: nn.Module, name: str, main_module: str, kind: Kind, scheme: Scheme
+        self,
+        wrapped: nn.Module,
+        name: str,
+        main_module: str,
+        kind: Kind,
+        scheme: Scheme,
+        notice: Notice | None = None,
     ) -> None:
-        super().__init__(wrapped, name, main_module, kind, scheme)
-        self.rounded: dict[Precision, Rounding] = {}
-        self._known: tuple[Tensor, ...] = ()
+        super().__init__(wrapped, name, main_module, kind, scheme, notice)
+        self._rounded: dict[Precision, Rounding] = {}
         self._simulated: dict[tuple[int, Alphas | Rounding | None], Tensor] = {}
+        self._known: Known | None = None
+
+    @property
+    def rounded(self) -> dict[Precision, Rounding]:
+        """What reconstruct or ptqat learned, for each precision; :meth:`learn` adds to it."""
+        self._forget_if_changed()
+        return self._rounded
 
     @property
     def weight_axis(self) -> int:
@@ -183,9 +220,9 @@ class QuantLayer(QuantModule):
             BevquantError: the layer is float or not calibrated, or its weight is not finite.
         """
         precision = self._bits()
-        self._forget_if_changed()
-        if precision in self.rounded:
-            return self.rounded[precision].params
+        rounding = self.rounded.get(precision)
+        if rounding is not None:
+            return rounding.params
         alphas = self.refined.get(precision)
         return self.weight_grid(precision.weights, alphas.weight if alphas else 1.0)
 
@@ -196,23 +233,28 @@ class QuantLayer(QuantModule):
         Raises:
             BevquantError: as :attr:`weight_params`.
         """
-        precision = self._bits()
-        self._forget_if_changed()
-        if precision in self.rounded:
-            return self.rounded[precision].codes
+        rounding = self.rounded.get(self._bits())
+        if rounding is not None:
+            return rounding.codes
         return affine.quantize(weight_of(self.wrapped), self.weight_params)
 
     @property
     def learned_bias(self) -> Tensor | None:
         """Bias [C] that stands in for the layer's own at the present precision, if any."""
-        self._forget_if_changed()
         rounding = self.rounded.get(self._bits())
         return None if rounding is None else rounding.bias
 
+    def adjust(self, precision: Precision, alphas: Alphas) -> None:
+        """Use factors that were found for the layer's present weight and bias."""
+        self._know()
+        self._refined[precision] = alphas
+        self.notice.said = False
+
     def learn(self, precision: Precision, rounding: Rounding) -> None:
         """Use integers that were chosen for the layer's present weight and bias."""
-        self._forget_if_changed()
-        self.rounded[precision] = rounding
+        self._know()
+        self._rounded[precision] = rounding
+        self.notice.said = False
 
     def weight_spec(self, bits: int) -> QuantSpec:
         """Return what codes of the weight look like at ``bits``, 2..16."""
@@ -247,11 +289,11 @@ class QuantLayer(QuantModule):
         """Run the layer; all arguments but the first reach it as they are."""
         if not self.quantized:
             return self.wrapped(input, *args, **kwargs)
-        (quantized,) = self.quantize_inputs(input)
-        bias = self.learned_bias if self.rounded else None
-        if bias is None:
+        (quantized,) = self.quantize_inputs(input)  # and forget what is of another weight
+        rounding = self._rounded.get(self._bits())
+        if rounding is None:
             return self.run(self._weight(), quantized, *args, **kwargs)
-        bias = bias.to(input.device, input.dtype)
+        bias = rounding.bias.to(input.device, input.dtype)
         return self.run(self._weight(), quantized, *args, bias=bias, **kwargs)
 
     def run(
@@ -278,19 +320,18 @@ class QuantLayer(QuantModule):
     def forget(self) -> None:
         """Forget what was refined and learned: the ranges it was found for have changed."""
         super().forget()
-        self.rounded = {}
+        self._rounded = {}
 
     def _weight(self) -> Tensor:
+        """Return the simulated weight; what is of another weight has been forgotten before."""
         precision = self._bits()
         weight = weight_of(self.wrapped)
-        if not self.rounded and torch.is_grad_enabled() and weight.requires_grad:
-            return affine.simulate(weight, self.weight_params)
-        self._forget_if_changed()
-        rounding = self.rounded.get(precision)
+        rounding = self._rounded.get(precision)
         if rounding is None and torch.is_grad_enabled() and weight.requires_grad:
             return affine.simulate(weight, self.weight_params)
-        key = precision.weights, rounding or self.refined.get(precision)
+        key = precision.weights, rounding or self._refined.get(precision)
         if key not in self._simulated:
+            self._know()
             with torch.inference_mode(False), torch.no_grad():  # kept, and may meet gradients
                 if rounding is None:
                     value = affine.simulate(weight.detach(), self.weight_params)
@@ -299,37 +340,34 @@ class QuantLayer(QuantModule):
             self._simulated[key] = value.to(weight.device, weight.dtype)
         return self._simulated[key]
 
-    def _forget_if_changed(self) -> None:
-        """Forget what was computed and learned from a weight or bias that has changed since.
-
-        Values are compared, as ``.data`` and NumPy change them without a trace. That reads the
-        weight once, which costs little beside the product.
-        """
+    def _present(self) -> tuple[Tensor, ...]:
         bias = self.wrapped._parameters.get("bias")
-        present = [weight_of(self.wrapped), *([] if bias is None else [bias])]
-        if len(self._known) == len(present) and all(map(_same_tensor, self._known, present)):
+        return (weight_of(self.wrapped), *(() if bias is None else (bias,)))
+
+    def _know(self) -> None:
+        """Know weight and bias again: something is about to be kept that is of them."""
+        self._forget_if_changed()
+        if self._known is None:
+            self._known = Known(self._present())
+
+    def _forget_if_changed(self) -> None:
+        """Forget what is kept or learned of a weight or bias that has changed since."""
+        learned = bool(self._rounded or self._refined)
+        if self._known is None:
+            if learned:
+                self._known = Known(self._present())
             return
-        # Learned integers outlive a move to another device or type, which changes no value.
-        moved = len(self._known) == len(present) and all(map(_same_values, self._known, present))
-        if self.rounded and not moved:
-            self.rounded = {}
-            warnings.warn(
-                f"{self.name}: its weight or bias was changed after its integers were learned; "
-                "they are forgotten and the new weight is rounded; reconstruct (or ptqat) again",
-                stacklevel=2,
-            )
+        present = self._present()
+        if self._known.same(present):
+            return
         self._simulated = {}
-        with torch.inference_mode(False):
-            self._known = tuple(tensor.detach().clone() for tensor in present)
-
-
-def _same_tensor(known: Tensor, present: Tensor) -> bool:
-    same = known.device == present.device and known.dtype == present.dtype
-    return same and torch.equal(known, present)
-
-
-def _same_values(known: Tensor, present: Tensor) -> bool:
-    return known.shape == present.shape and torch.equal(known.to(present), present.detach())
+        if self._known.moved(present):  # to another device or type: what is learned still holds
+            self._known = Known(present)
+            return
+        self._known = None
+        if learned:
+            self.forget()
+            self.notice.say(self.name)
 
 
 class QuantMatMul(QuantModule):

@@ -9,6 +9,7 @@ from torch import nn
 
 from bevquant.errors import BevquantError
 from bevquant.quant.attention import collapse_attention, expand_attention, is_expandable
+from bevquant.quant.changes import Notice
 from bevquant.quant.fold import unfold
 from bevquant.quant.inputs import scheme_of
 from bevquant.quant.inventory import find_layers, main_module_of, set_macs
@@ -92,9 +93,11 @@ def _quantizable(
     if not any(assigned.values()):
         raise BevquantError("quantize: the policy leaves every layer float; give some layer bits")
     replacements: dict[nn.Module, nn.Module] = {}
+    notice = Notice()
     for name, module, kind in found:
         layer_type = QuantMatMul if kind.weight_axis is None else QuantLayer
-        layer = layer_type(module, name, main_module_of(name, main_modules), kind, scheme)
+        main_module = main_module_of(name, main_modules)
+        layer = layer_type(module, name, main_module, kind, scheme, notice)
         layer.training = module.training
         layer.precision = assigned[name]
         replacements[module] = layer

@@ -4,6 +4,7 @@ import torch
 
 from bevquant.quant import affine
 from bevquant.quant.affine import QuantParams, Range
+from bevquant.quant.changes import Known
 from bevquant.quant.spec import Granularity, TensorScheme
 
 
@@ -21,7 +22,7 @@ class ActivationQuantizer:
         self.scheme = scheme
         self.channel_axis = channel_axis
         self._ranges: dict[int, Range] = {}
-        self._params: dict[tuple[int, float, torch.device], QuantParams] = {}
+        self._params: dict[tuple[int, float, torch.device], tuple[Known, QuantParams]] = {}
 
     @property
     def granularity(self) -> Granularity:
@@ -38,10 +39,12 @@ class ActivationQuantizer:
         self._ranges, self._params = values, {}
 
     def params(self, bits: int, alpha: float, device: torch.device) -> QuantParams:
-        """Return the grid of ``alpha`` times the observed range; computed once and kept."""
+        """Return the grid of ``alpha`` times the observed range, kept while that is the same."""
         key = bits, alpha, device
-        if key not in self._params:
+        observed = self._ranges[bits]
+        known, grid = self._params.get(key, (None, None))
+        if known is None or grid is None or not known.same(observed):
             spec = self.scheme.spec(bits, self.channel_axis)
-            values = self._ranges[bits].to(device).scaled(alpha)
-            self._params[key] = affine.params_from_range(values, spec)
-        return self._params[key]
+            grid = affine.params_from_range(observed.to(device).scaled(alpha), spec)
+            self._params[key] = Known(observed), grid
+        return grid

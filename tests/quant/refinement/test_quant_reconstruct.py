@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bevquant import (
     fold_batchnorm,
     quantize,
     reconstruct,
+    refine,
     restore,
 )
 from bevquant.quant.calibration import load_calibration, save_calibration
@@ -189,3 +191,47 @@ def test_refused_without_layers_or_batches() -> None:
         reconstruct(model, [])
     with pytest.raises(BevquantError, match="no layer is quantized"):
         reconstruct(restore(model), batches)
+
+
+@pytest.mark.parametrize("find", [refine, reconstruct])
+@pytest.mark.parametrize("how", ["state", "average"])
+def test_other_weights_are_used_and_what_was_found_is_forgotten(
+    find: Callable[..., Any], how: str, tmp_path: Path
+) -> None:
+    batches = [noise(8, 3, 12, 12, seed=seed) for seed in range(2)]
+    model = quantize(seeded(ResNet()), W2A8)
+    calibrate(model, batches)
+    with torch.no_grad():
+        plain = model(batches[0])
+    other = seeded(ResNet(), seed=1)
+    find(model, batches)
+    with torch.no_grad():
+        assert not torch.equal(model(batches[0]), plain)
+    names = {name: name.replace("wrapped.", "") for name in model.state_dict()}
+    if how == "state":
+        model.load_state_dict({name: other.state_dict()[key] for name, key in names.items()})
+    else:
+        for name, value in model.state_dict().items():
+            value.data.copy_(other.state_dict()[names[name]])
+    fresh = quantize(other, W2A8)
+    ranges = {layer.name: layer for layer in quant_modules(model)}
+    for layer in quant_modules(fresh):
+        for mine, kept in zip(layer.inputs, ranges[layer.name].inputs, strict=True):
+            mine.ranges = kept.ranges
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        save_calibration(model, tmp_path / "c.safetensors")  # may be the first to ask
+        with torch.no_grad():
+            assert torch.equal(model(batches[0]), fresh(batches[0]))
+    (warning,) = caught  # one for all layers
+    assert "stem.0: its weight or bias has changed" in str(warning.message)
+    load_calibration(fresh, tmp_path / "c.safetensors")
+    with torch.no_grad():
+        assert torch.equal(model(batches[0]), fresh(batches[0]))
+
+    find(model, batches)  # and it is found anew, for the new weights
+    with torch.no_grad():
+        assert not torch.equal(model(batches[0]), fresh(batches[0]))
+        model.head.wrapped.weight.data.neg_()
+        with pytest.warns(UserWarning, match="head: its weight or bias has changed"):
+            model(batches[0])

@@ -119,7 +119,7 @@ def refine(
             key for key, each in found.items() if method == "thesis" or each.after < each.before
         }
         for layer, precision in kept:
-            layer.refined[precision] = found[layer, precision].alphas
+            layer.adjust(precision, found[layer, precision].alphas)
         if method == "measured":
             step = max(1, len(batches) // checked)
             worse = _worse_modules(model, layers, batches[::step][:checked], forward, wanted)
