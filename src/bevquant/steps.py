@@ -29,7 +29,7 @@ class Steps:
         before = read_json(record)
         if not isinstance(before, dict):
             raise BevquantError(f"{record}: not the set-up of a run; delete the folder")
-        changed = sorted(key for key in setup | before if setup.get(key) != before.get(key))
+        changed = sorted(key for key in {**setup, **before} if setup.get(key) != before.get(key))
         if changed:
             raise BevquantError(
                 f"{record}: the steps there differ in {', '.join(changed)}; choose another "

@@ -1,5 +1,7 @@
+import fcntl
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,8 +9,11 @@ from bevquant.data.frame import CAMERAS, CLASSES
 from bevquant.data.world import VERSION, WorldSettings, generate
 from bevquant.data.world.catalogue import KINDS
 from bevquant.data.world.generate import splits
+from bevquant.data.world.recording import record_scene
 from bevquant.data.world.rig import LIDAR, MOUNTS
 from bevquant.errors import BevquantError
+
+generate_module = import_module("bevquant.data.world.generate")
 
 QUICK = WorldSettings(scenes=2, keyframes=2, sweeps=1, image_size=(40, 64), azimuths=90)
 
@@ -104,15 +109,10 @@ def test_only_colours_tell_the_members_of_a_group_apart() -> None:
                 assert ours != theirs
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
 def test_a_stopped_world_keeps_its_scenes_and_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = WorldSettings(scenes=3, keyframes=2, seed=5)
+    settings = QUICK.model_copy(update={"scenes": 3})
     generate(tmp_path / "whole", settings)
     made: list[int] = []
 
@@ -131,7 +131,7 @@ def test_a_stopped_world_keeps_its_scenes_and_ends_with_the_same_bytes(
     stop_at(-1)
     generate(tmp_path / "w", settings)
     assert made == [0, 1, 2]
-    assert content(tmp_path / "w") == content(tmp_path / "whole")
+    assert contents(tmp_path / "w") == contents(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"w", "whole"}
 
 
@@ -145,11 +145,11 @@ def test_an_unfinished_world_of_other_settings_is_begun_anew(
 
         patch.setattr(generate_module, "record_scene", fail)
         with pytest.raises(KeyboardInterrupt):
-            generate(tmp_path / "w", WorldSettings(scenes=1, keyframes=2, seed=1))
-    settings = WorldSettings(scenes=1, keyframes=2, seed=2)
+            generate(tmp_path / "w", QUICK.model_copy(update={"seed": 1}))
+    settings = QUICK.model_copy(update={"seed": 2})
     generate(tmp_path / "w", settings)
     generate(tmp_path / "other", settings)
-    assert content(tmp_path / "w") == content(tmp_path / "other")
+    assert contents(tmp_path / "w") == contents(tmp_path / "other")
 
 
 def test_two_processes_do_not_make_the_same_world(tmp_path: Path) -> None:
@@ -158,4 +158,4 @@ def test_two_processes_do_not_make_the_same_world(tmp_path: Path) -> None:
     with (unfinished / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BevquantError, match="another process is making this world"):
-            generate(tmp_path / "w", WorldSettings(scenes=1, keyframes=2))
+            generate(tmp_path / "w", QUICK)

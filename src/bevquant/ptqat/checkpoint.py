@@ -77,10 +77,8 @@ def resume(state: State, identity: dict[str, Any], path: Path) -> None:
         ) from error
     if found != KEYS:
         raise BevquantError(f"{path}: not a checkpoint of ptqat; choose another folder")
-    kept = content["identity"]
-    changed = [
-        key for key in identity if not isinstance(kept, dict) or kept.get(key) != identity[key]
-    ]
+    kept = content["identity"] if isinstance(content["identity"], dict) else {}
+    changed = [key for key in identity if kept.get(key) != identity[key]]
     if changed:
         raise BevquantError(
             f"{path}: the training it belongs to differs in {', '.join(changed)}; "
