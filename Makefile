@@ -6,13 +6,17 @@ INSTALLED := $(VENV)/.installed
 # One thread a test process: two workers fill two cores without spinning against each other.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-avx2 test-slow lint format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/bevquant demo --out demo
 
 test: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/pytest -n 2 -q
+
+# What ships, once more as a processor without VNNI, AVX-512 and bfloat16 computes it.
+test-avx2: $(INSTALLED)
+	$(TEST_ENV) ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/pytest -n 2 -q tests/deploy
 
 test-slow: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/pytest -n 2 -q -m slow

@@ -35,7 +35,7 @@ def test_quantize_calibrate_train_measure(name: str, tiny_world: Path, tmp_path:
     assert 0 <= measure(model, val, net.preprocess, description="W8A8").mAP < 0.5
     with torch.no_grad():
         assert error(model(frames[0]), reference) > 0
-        assert task_loss(model, frames[0]).isfinite()
+        assert task_loss(name)(model, frames[0]).isfinite()
 
     bq.apply(model, bq.BitPolicy({"*": bq.W4A8}))
     task = shipped_task(name, train, frames=2)

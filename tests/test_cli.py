@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bevquant as bq
 from bevquant.run import SHIPPED
 
 COMMAND = [sys.executable, "-c", "from bevquant.cli import main; main()"]
@@ -36,6 +37,18 @@ def assert_refused(result: subprocess.CompletedProcess[str], *fragments: object)
         assert str(fragment) in lines[0]
 
 
+@pytest.mark.parametrize("command", [COMMAND, [sys.executable, "-m", "bevquant"]])
+def test_version(command: list[str]) -> None:
+    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"bevquant {bq.__version__}"
+
+
+def test_a_verb_without_arguments_prints_its_help_and_no_empty_line() -> None:
+    result = bevquant("search")
+    assert "search [OPTIONS] COMMAND" in result.stdout
+    assert result.stderr == ""
+
+
 def test_world_refuses_a_folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("")
     assert_refused(bevquant("world", tmp_path, "--scenes", 1, "--keyframes", 2), tmp_path)
@@ -47,7 +60,7 @@ def test_world_refuses_what_is_no_number_of_key_frames(tmp_path: Path) -> None:
     assert_refused(result, "keyframes")
 
 
-def test_world_stopped_by_ctrl_c_leaves_nothing_and_the_same_command_completes(
+def test_world_stopped_by_ctrl_c_is_completed_by_the_same_command(
     tmp_path: Path,
 ) -> None:
     command = [*COMMAND, "world", str(tmp_path / "w"), "--scenes", "1", "--keyframes", "2"]
@@ -61,8 +74,9 @@ def test_world_stopped_by_ctrl_c_leaves_nothing_and_the_same_command_completes(
         pytest.skip("the world was finished before the signal came")
     assert process.returncode == 130
     assert "the same command continues" in errors
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".w.unfinished"]
     assert bevquant(*command[len(COMMAND) :]).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
 def test_demo_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
@@ -160,6 +174,31 @@ def test_export_eval_and_bench_of_the_shipped_network(tiny_world: Path, tmp_path
     for row in rows:
         parts = [stage["runs"] for stage in row["stages"].values()]
         assert list(map(sum, zip(*parts, strict=True))) == pytest.approx(row["latency"]["runs"])
+
+
+@pytest.mark.slow
+def test_an_export_says_last_whether_it_needs_the_loader_and_widen_mends_it(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    options = ("--data", tiny_world, "--precision", "W2A8", "--frames", 1, "--ranges-only")
+    packed, widened = tmp_path / "packed.onnx", tmp_path / "widened.onnx"
+    result = bevquant("export", packed, *options)
+    assert result.returncode == 0, result.stderr
+    assert "needs bevquant's loader" in result.stdout.splitlines()[-1]
+    result = bevquant("export", widened, *options, "--widen")
+    assert result.returncode == 0, result.stderr
+    assert "layers run as integers" in result.stdout.splitlines()[-1]
+    assert widened.stat().st_size > 2 * packed.stat().st_size
+    for path, needs in ((packed, True), (widened, False)):
+        found = json.loads(bevquant("lint", path, "--json").stdout)
+        assert found["needs_loader"] is needs
+
+
+def test_lint_and_eval_name_a_pipe_instead_of_waiting_for_it(tmp_path: Path) -> None:
+    for name in ("net.onnx", "net.json", "net.safetensors"):
+        os.mkfifo(tmp_path / name)
+        assert_refused(bevquant("eval", tmp_path / name, "--data", tmp_path), name, "pipe")
+    assert_refused(bevquant("lint", tmp_path / "net.onnx"), "net.onnx", "pipe")
 
 
 def test_bench_refuses_a_number_of_threads(tmp_path: Path) -> None:

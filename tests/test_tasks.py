@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import bevquant as bq
@@ -11,12 +12,14 @@ from bevquant.data.world import VERSION
 from bevquant.errors import BevquantError
 from bevquant.evaluate import measure
 from bevquant.models.bevdepth.model import BEVDepthOutput
+from bevquant.models.bevfusion.losses import LossSettings
 from bevquant.models.bevfusion.transfusion import HeadOutput
 from bevquant.models.petr.head import PETROutput
 from bevquant.models.zoo import network
 from bevquant.run import look_at_labels, quantize_small
 from bevquant.tasks import (
     Frames,
+    _loss_settings,
     load_shipped,
     shipped_task,
     task_error,
@@ -53,7 +56,7 @@ def test_quantize_calibrate_train_measure(name: str, tiny_world: Path, tmp_path:
     task = shipped_task(name, train, frames=2)
     bq.apply(model, bq.BitPolicy({"*": bq.W4A8}))
     with torch.no_grad():
-        rounded = task_loss(model, frames[0])
+        rounded = task_loss(name)(model, frames[0])
     found = bq.ptqat(model, task, training=bq.Training(steps=4, lr=1e-3), folder=tmp_path)
     assert found.trained.after <= found.trained.before
     assert rounded.isfinite()
@@ -129,12 +132,21 @@ def test_a_look_from_above(name: str, tiny_world: Path, tmp_path: Path) -> None:
         look_at_labels("bevfusion_small", None, tiny_world, VERSION, "world_val", 0, out)
 
 
+def test_the_loss_is_the_one_of_the_recipe() -> None:
+    """The shipped BEVFusion was trained with other weights than the reference's."""
+    recipe = yaml.safe_load(Path("recipes/bevfusion_small_world.yaml").read_text())
+    wanted = LossSettings(**recipe["train"]["loss"])
+    assert wanted != LossSettings()
+    assert _loss_settings("bevfusion_small") == wanted
+    assert _loss_settings("bevfusion") == LossSettings()
+
+
 def test_a_task_without_its_labels_is_refused(tiny_world: Path) -> None:
     net = network("bevfusion_seg_small")
     unlabelled = network("bevfusion_small").dataset(tiny_world, VERSION, "world_val", limit=1)
     (batch,) = Frames(unlabelled, net.preprocess, 1, seed=0)
     torch.manual_seed(0)
     with pytest.raises(BevquantError, match="map_masks: the batch has none"):
-        task_loss(net.build().eval(), batch)
+        task_loss("bevfusion_seg_small")(net.build().eval(), batch)
     with pytest.raises(BevquantError, match="map labels: the data set has none"):
         measure(net.build().eval(), unlabelled, net.preprocess, description="")

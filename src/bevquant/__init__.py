@@ -1,5 +1,6 @@
 """Quantize camera-LiDAR perception networks, and measure what they still see."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bevquant.errors import BevquantError
@@ -40,6 +41,8 @@ from bevquant.search.search import search
 if TYPE_CHECKING:
     from bevquant.deploy.export import export_module as export
     from bevquant.deploy.lint import lint
+
+    __version__: str
 
 __all__ = [
     "DEPLOY",
@@ -90,6 +93,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what needs the exporter only where it is wanted: it takes a second."""
+    if name == "__version__":
+        return version("bevquant")
     if name == "export":
         from bevquant.deploy.export import export_module  # noqa: PLC0415
 

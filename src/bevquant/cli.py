@@ -1,6 +1,7 @@
 """The command line: one thin verb per capability."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -18,6 +19,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bevquant {version('bevquant')}")
+        raise typer.Exit
+
+
+@app.callback()
+def bevquant(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Quantize camera-LiDAR perception networks, and measure what they still see."""
+
 
 Data = Annotated[Path, typer.Option(help="Folder of a nuScenes-format data set.")]
 Version = Annotated[str, typer.Option(help="Version folder, for instance v1.0-world.")]
@@ -154,24 +174,37 @@ def export(
     measure_on: Annotated[
         str | None, typer.Option(help="Split to measure the simulation on, for the file's card.")
     ] = None,
+    widen: Annotated[
+        bool,
+        typer.Option("--widen", help="4- and 2-bit weights as int8: any engine opens the file."),
+    ] = False,
 ) -> None:
     """Quantize the small BEVFusion and write the packed file an engine runs."""
     from bevquant.ship import export_artefact
 
     export_artefact(
-        out, data, version, split, precision, checkpoint, frames, ranges_only, target, measure_on
-    )
+        out, data, version, split, precision, checkpoint, frames, ranges_only, target, measure_on,
+        widen,
+    )  # fmt: skip
 
 
 @app.command("lint")
 def lint_file(
     file: Annotated[Path, typer.Argument(help="Exported .onnx, or the .json of several.")],
     target: Annotated[str | None, typer.Option(help="[default: the file's own]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Exit code 1 if a quantized layer, or every layer, runs as float."
+        ),
+    ] = False,
 ) -> None:
     """List which layers of a file would not run as integers on an engine, and why."""
     from bevquant.ship import lint_artefact
 
-    lint_artefact(file, target)
+    if not lint_artefact(file, target, as_json=json) and strict:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -332,6 +365,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except TyperException as error:
+        if not error.format_message():  # a verb without arguments: its help has been printed
+            sys.exit(error.exit_code)
         _refuse(error.format_message())
     except BevquantError as error:
         _refuse(str(error))

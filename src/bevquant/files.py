@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,18 +54,58 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add ``text`` to the end of a file, as UTF-8.
+
+    Raises:
+        BevquantError: the file cannot be written, or the disk is full.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise BevquantError(
+            f"{path}: cannot be written ({error.strerror}); make room, then the same command "
+            "continues"
+        ) from error
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        BevquantError: the file is missing, no regular file, or not UTF-8.
+    """
+    check_regular(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise BevquantError(f"{path}: not UTF-8 text (byte {error.start})") from error
+
+
 def read_json(path: Path) -> Any:
     """Read JSON from ``path``.
 
     Raises:
-        BevquantError: the file is missing or not JSON; the message names it.
+        BevquantError: the file is missing, not JSON, or names a key twice; the message names
+            it.
     """
     try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
+        return json.loads(read_text(path), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise BevquantError(f"{path}: not valid JSON ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise BevquantError(f"{path}: not valid JSON ({reason})") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return found
 
 
 @contextmanager
@@ -89,6 +130,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise BevquantError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no file to read: opening a pipe or a device may wait for ever.
+
+    Raises:
+        BevquantError: there is no ``path``, or it is a folder, a pipe or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BevquantError(f"{path}: cannot be read ({why})") from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise BevquantError(f"{path}: cannot be read ({what}, no file)")
 
 
 def sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bevquant.data.world.settings import WorldSettings
 from bevquant.errors import BevquantError
+from bevquant.files import read_text
 from bevquant.train.settings import DetectorSettings, TailSettings, TrainSettings
 
 
@@ -84,8 +85,17 @@ def load_recipe(path: Path, kind: type[R]) -> R:
         BevquantError: the file is missing, is not YAML, or has an unknown or invalid key;
             the message names the key and the nearest valid one.
     """
+    return checked(read_recipe(path), kind, path)
+
+
+def checked(content: Any, kind: type[R], path: Path) -> R:
+    """Return what was read from ``path`` as settings.
+
+    Raises:
+        BevquantError: a key is unknown or invalid; the message names it.
+    """
     try:
-        return kind.model_validate(read_recipe(path))
+        return kind.model_validate(content)
     except ValidationError as error:
         raise BevquantError(f"{path}: {_explain(kind, error)}") from error
 
@@ -96,11 +106,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         BevquantError: the file is missing, is not YAML, or is no mapping.
     """
+    text = read_text(path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates, endless numbers, depth
         raise BevquantError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise BevquantError(f"{path}: a recipe is a mapping of keys to values")
@@ -115,7 +124,8 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
         return f"{key}: {first['msg']}"
     owner = kind
     for part in first["loc"][:-1]:
-        inner = owner.model_fields[str(part)].annotation
+        field = owner.model_fields.get(str(part))
+        inner = field.annotation if field else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         owner = inner

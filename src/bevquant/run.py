@@ -29,7 +29,7 @@ from bevquant.quant.fold import fold_batchnorm
 from bevquant.quant.policy import BitPolicy
 from bevquant.quant.prepare import quantize
 from bevquant.quant.spec import DEPLOY, Precision, Scheme
-from bevquant.recipe import CameraRecipe, TailRecipe, TrainRecipe, load_recipe, read_recipe
+from bevquant.recipe import CameraRecipe, TailRecipe, TrainRecipe, checked, load_recipe, read_recipe
 from bevquant.report.above import draw_map, draw_voxels
 from bevquant.report.look import draw_frame
 from bevquant.train.fused import train_tail
@@ -51,7 +51,7 @@ def ensure_world(directory: Path, settings: WorldSettings, jobs: int) -> None:
     record = directory / VERSION / "settings.json"
     if not record.exists():
         generate(directory, settings, jobs)
-    elif WorldSettings.model_validate(read_json(record)) != settings:
+    elif checked(read_json(record), WorldSettings, record) != settings:
         raise BevquantError(
             f"{record}: the world there was made with other settings; choose another folder"
         )
@@ -68,7 +68,7 @@ def train_from(path: Path, out: Path | None, jobs: int) -> None:
     Raises:
         BevquantError: the recipe is invalid, or the folder belongs to another run.
     """
-    model = read_recipe(path).get("model")
+    model = str(read_recipe(path).get("model"))
     if model in CAMERA:
         camera = load_recipe(path, CameraRecipe)
         run_camera_training(camera, out or Path("runs") / camera.name, jobs)

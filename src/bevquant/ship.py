@@ -1,9 +1,11 @@
 """The verbs ``export``, ``lint`` and ``eval``: the file that ships, made, judged and measured."""
 
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Column, Table
 
 from bevquant.data import preprocess
@@ -12,13 +14,15 @@ from bevquant.data.nuscenes import NuScenesDataset
 from bevquant.deploy.artefact import check_path, read
 from bevquant.deploy.card import Card, Expected
 from bevquant.deploy.export import export
-from bevquant.deploy.lint import verdicts
+from bevquant.deploy.lint import summary, verdicts
+from bevquant.deploy.pack import NEEDS_LOADER, loader_note
 from bevquant.deploy.qdq import FLOAT
 from bevquant.deploy.runtime import load
+from bevquant.deploy.size import FileSize
 from bevquant.deploy.targets import Target, target_of
 from bevquant.errors import BevquantError
 from bevquant.evaluate import Metrics, evaluate, float_predictor, measure
-from bevquant.files import read_json, sha256, write_json
+from bevquant.files import check_regular, read_json, sha256, write_json
 from bevquant.memory import keep_freed_memory
 from bevquant.models.bevfusion import BEVFusion
 from bevquant.models.zoo import network
@@ -42,13 +46,16 @@ def export_artefact(
     ranges_only: bool,
     target: str,
     measure_on: str | None,
-) -> Size:
+    widen: bool = False,
+) -> FileSize:
     """Write the small BEVFusion to ``out``, quantized or, with precision ``float``, as it is.
 
     ``precision`` is one of all layers, or the JSON file of a policy. With ``ranges_only``
     stage 1 is all that is done; otherwise factors are searched and weights learned too.
     With ``measure_on`` the simulation is measured on that split, and what it measures is
-    kept in the file. Prints what takes the room, and how many layers run as integers.
+    kept in the file. With ``widen`` weights of 4 and 2 bits are stored as int8. Prints what
+    takes the room, how many layers run as integers, and whether an engine needs bevquant's
+    loader to open the file.
 
     Raises:
         BevquantError: an argument, the data or a file cannot be used.
@@ -73,20 +80,25 @@ def export_artefact(
     sample = model.prepare(batches[0])
     expected = _expected(model, measured) if measured else None
     size = export(
-        model, sample, preprocess.SMALL, out, target=target, recipe=recipe, expected=expected
-    )
+        model, sample, preprocess.SMALL, out,
+        target=target, recipe=recipe, expected=expected, widen=widen,
+    )  # fmt: skip
     console.print(_size_table(out, precision, size))
-    found = verdicts(read(out), placed)
-    integers = sum(verdict.reason is None for verdict in found)
-    console.print(f"{integers} of {len(found)} layers run as integers: bevquant lint {out}")
+    _say(f"{summary(verdicts(read(out), placed), placed)}: bevquant lint {out}")
+    if size.note:
+        _say(f"{out.name}: {size.note}")
     return size
 
 
-def lint_artefact(file: Path, target: str | None) -> bool:
+def lint_artefact(file: Path, target: str | None, *, as_json: bool = False) -> bool:
     """Print which layers of ``file`` would run as integers on ``target``, and why not.
 
+    With ``as_json`` that is one JSON object: ``file``, ``target``, ``layers`` (``layer``,
+    ``precision``, ``runs`` and ``reason`` of each), ``integers`` and ``quantized`` (how many
+    are), ``needs_loader``, ``notes`` and ``ok``, which is what is returned.
+
     Returns:
-        Whether every quantized layer would.
+        Whether some layer would, and no quantized one would run as float.
 
     Raises:
         BevquantError: the file is damaged, or there is no such target.
@@ -94,18 +106,40 @@ def lint_artefact(file: Path, target: str | None) -> bool:
     artefact = read(file)
     judge = target_of(target or artefact.card.target)
     found = verdicts(artefact, judge)
+    ok = any(v.reason is None for v in found) and not any(v.falls_short for v in found)
+    loader = loader_note([model for _, model in artefact.parts])
+    notes = [f"{judge.name}: {judge.note}"] if judge.note else []
+    notes += [f"{file.name}: {loader}"] if loader else []
+    rows = [
+        {"layer": v.layer, "precision": v.precision, "runs": v.runs, "reason": v.reason}
+        for v in found
+    ]
+    if as_json:
+        content = {
+            "file": str(file),
+            "target": judge.name,
+            "layers": rows,
+            "integers": sum(verdict.reason is None for verdict in found),
+            "quantized": sum(verdict.precision != FLOAT for verdict in found),
+            "needs_loader": loader == NEEDS_LOADER,
+            "notes": notes,
+            "ok": ok,
+        }
+        print(dumps(content, indent=1))
+        return ok
     columns = (Column(name, overflow="fold") for name in ("layer", "in the file", "runs as", "why"))
-    table = Table(*columns, title=f"{file.name} on {judge.name}")
-    for verdict in found:
-        runs = "integers" if verdict.reason is None else "float"
-        table.add_row(verdict.layer, verdict.precision, runs, verdict.reason or "")
+    table = Table(*columns, title=escape(f"{file.name} on {judge.name}"))
+    for row in rows:
+        table.add_row(*(escape(text or "") for text in row.values()))
     console.print(table)
-    integers = sum(verdict.reason is None for verdict in found)
-    quantized = sum(verdict.precision != FLOAT for verdict in found)
-    console.print(f"{integers} of {quantized} quantized layers, of {len(found)} in all")
-    if judge.note:
-        console.print(f"{judge.name}: {judge.note}")
-    return integers == quantized
+    _say(*notes, summary(found, judge))
+    return ok
+
+
+def _say(*lines: str) -> None:
+    """Print lines as they are, whatever their length and characters."""
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def evaluate_artefact(
@@ -128,6 +162,7 @@ def evaluate_artefact(
     Raises:
         BevquantError: the file or the data cannot be used.
     """
+    check_regular(file)
     torch.set_num_threads(threads)
     metrics: Metrics
     expected: Expected | None = None

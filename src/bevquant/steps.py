@@ -27,6 +27,8 @@ class Steps:
         if not record.exists():
             write_json(record, dict(setup))
         before = read_json(record)
+        if not isinstance(before, dict):
+            raise BevquantError(f"{record}: not the set-up of a run; delete the folder")
         changed = sorted(key for key in setup | before if setup.get(key) != before.get(key))
         if changed:
             raise BevquantError(
@@ -46,7 +48,7 @@ class Steps:
 
     def value(self, name: str) -> Any:
         """Return the JSON value of a finished step."""
-        return read_json(self._path(name))["value"]
+        return self._record(self._path(name))["value"]
 
     def has(self, name: str) -> bool:
         """Whether step ``name`` is finished."""
@@ -55,7 +57,14 @@ class Steps:
     def seconds(self) -> dict[str, float]:
         """Return the wall-clock seconds that each finished step took, when it was run."""
         finished = sorted(self.folder.glob("step-*.json"), key=lambda path: path.stat().st_mtime)
-        return {path.stem.removeprefix("step-"): read_json(path)["seconds"] for path in finished}
+        return {path.stem.removeprefix("step-"): self._record(path)["seconds"] for path in finished}
+
+    @staticmethod
+    def _record(path: Path) -> dict[str, Any]:
+        record = read_json(path)
+        if not isinstance(record, dict) or not {"value", "seconds"} <= set(record):
+            raise BevquantError(f"{path}: not a finished step; delete it, and it is run again")
+        return record
 
     def _path(self, name: str) -> Path:
         return self.folder / f"step-{name.replace(' ', '_')}.json"

@@ -1,5 +1,6 @@
 """The shipped networks as tasks: data, loss, metric and error, by one name."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def shipped_task(
     batches = Frames(dataset, network(name).preprocess, frames, seed)
     return Task(
         batches,
-        loss=task_loss,
+        loss=task_loss(name),
         outputs=task_outputs(name),
         weights=task_weights,
         validation=validation,
@@ -144,18 +145,29 @@ def load_shipped(name: str) -> BEVFusion | CameraDetector | DenseNetwork:
     return model
 
 
-def task_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the sum of the losses that the network was trained with.
+def task_loss(name: str) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return the sum of the losses that the network called ``name`` was trained with.
 
-    Raises:
-        BevquantError: the batch lacks the labels of the task.
+    The weights of a BEVFusion's terms are those on the card of its shipped checkpoint; without
+    one, the reference's. The function raises a BevquantError if a batch lacks the labels.
     """
-    if isinstance(model, BEVFusion):
-        terms = loss_terms(LossSettings())(model, batch)
-    else:
-        assert isinstance(model, CameraDetector | DenseNetwork)
-        terms = model.losses(model(batch), batch)
-    return torch.stack(list(terms.values())).sum()
+    terms_of = loss_terms(_loss_settings(name))
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        if isinstance(model, BEVFusion):
+            terms = terms_of(model, batch)
+        else:
+            assert isinstance(model, CameraDetector | DenseNetwork)
+            terms = model.losses(model(batch), batch)
+        return torch.stack(list(terms.values())).sum()
+
+    return loss
+
+
+def _loss_settings(name: str) -> LossSettings:
+    card = shipped(name).with_suffix(".json")
+    recipe = json.loads(card.read_text()) if card.exists() else {}
+    return LossSettings.model_validate(recipe.get("train", {}).get("loss", {}))
 
 
 def task_error(model: nn.Module) -> Callable[[Any, Any], float]:

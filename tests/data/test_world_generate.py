@@ -102,3 +102,60 @@ def test_only_colours_tell_the_members_of_a_group_apart() -> None:
                     for k in (kind, twin)
                 )
                 assert ours != theirs
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_stopped_world_keeps_its_scenes_and_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = WorldSettings(scenes=3, keyframes=2, seed=5)
+    generate(tmp_path / "whole", settings)
+    made: list[int] = []
+
+    def stop_at(last: int) -> None:
+        def record(root: Path, settings: WorldSettings, index: int) -> Any:
+            if index == last:
+                raise KeyboardInterrupt
+            made.append(index)
+            return record_scene(root, settings, index)
+
+        monkeypatch.setattr(generate_module, "record_scene", record)
+
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path / "w", settings)
+    stop_at(-1)
+    generate(tmp_path / "w", settings)
+    assert made == [0, 1, 2]
+    assert content(tmp_path / "w") == content(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"w", "whole"}
+
+
+def test_an_unfinished_world_of_other_settings_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(generate_module, "record_scene", fail)
+        with pytest.raises(KeyboardInterrupt):
+            generate(tmp_path / "w", WorldSettings(scenes=1, keyframes=2, seed=1))
+    settings = WorldSettings(scenes=1, keyframes=2, seed=2)
+    generate(tmp_path / "w", settings)
+    generate(tmp_path / "other", settings)
+    assert content(tmp_path / "w") == content(tmp_path / "other")
+
+
+def test_two_processes_do_not_make_the_same_world(tmp_path: Path) -> None:
+    unfinished = tmp_path / ".w.unfinished"
+    unfinished.mkdir()
+    with (unfinished / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BevquantError, match="another process is making this world"):
+            generate(tmp_path / "w", WorldSettings(scenes=1, keyframes=2))

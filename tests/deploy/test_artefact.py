@@ -1,5 +1,7 @@
 import copy
+import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bevquant as bq
-from bevquant.deploy.artefact import CARD_KEY, _digest, read
+from bevquant.deploy.artefact import CARD_KEY, _digest, read, write
 from bevquant.deploy.card import FORMAT, Expected
 from bevquant.deploy.engines import Engine, open_engine
 from bevquant.deploy.export import export_module
@@ -251,3 +253,124 @@ def test_an_export_that_is_stopped_leaves_the_old_file(name, tmp_path, monkeypat
     if path.suffix == ".json":
         named = {part["file"] for part in json.loads(path.read_text())["parts"]}
         assert {file.name for file in tmp_path.iterdir()} == named | {path.name}
+
+
+def forge(path: Path, **entry: Any) -> None:
+    """Change fields of the first part in a manifest, and make its digest right again."""
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    manifest["parts"][0].update(entry)
+    path.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
+
+
+def forgeries(folder: Path, path: Path) -> list[dict[str, Any]]:
+    """Entries that name files of somebody else, more and more like parts of ``path``."""
+    part = next(iter(sorted(folder.glob("net.*.onnx")))).read_bytes()
+    contents = {
+        "notes.txt": b"mine",
+        "other.head.onnx": part,
+        "whole.onnx": (folder / "whole.onnx").read_bytes(),
+    }
+    entries = []
+    for name, data in contents.items():
+        digest = hashlib.sha256(data).hexdigest()
+        # By the manifest's own rule, but no part; and a part, but of another manifest.
+        ruled = f"{path.stem}.head.{digest[:8]}.onnx"
+        beside = f"{path.stem}.head.more.{digest[:8]}.onnx"
+        for file in (name, beside, *((ruled,) if data is not part else ())):
+            path.with_name(file).write_bytes(data)
+            entries += [
+                {"file": file, "name": called, "sha256": digest} for called in ("head", "head.more")
+            ]
+    return entries
+
+
+def test_an_export_deletes_no_file_that_is_no_part_of_its_own(folder, tmp_path):
+    path = tmp_path / "net.json"
+    entries = forgeries(folder, path)
+    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    outside = tmp_path.parent / "outside.onnx"
+    outside.write_bytes(b"mine")
+    export(path)
+    before, after = read(folder / "net.json"), read(path)
+    after.parts[0][1].metadata_props["note"] = "so that its file has another name"
+    for entry in [*entries, {"file": "../outside.onnx"}, {"file": ".", "name": "\ud800"}]:
+        write(path, before)
+        forge(path, **entry)
+        write(path, after)
+        for name, data in kept.items():
+            assert (tmp_path / name).read_bytes() == data, entry
+        assert outside.read_bytes() == b"mine"
+        assert read(path).parts
+
+
+def test_an_export_leaves_a_part_that_somebody_changed_or_linked(tmp_path):
+    path = tmp_path / "net.json"
+    export(path)
+    named = json.loads(path.read_text())["parts"]
+    first, second, third, fourth, _ = (tmp_path / entry["file"] for entry in named)
+    first.write_bytes(b"mine")
+    third.write_bytes(fourth.read_bytes())
+    (tmp_path / "kept").write_bytes(second.read_bytes())
+    second.unlink()
+    second.symlink_to(tmp_path / "kept")
+    export(path, seed=1)
+    assert first.read_bytes() == b"mine"
+    assert third.is_file()
+    assert not fourth.exists()
+    assert second.is_symlink()
+    assert (tmp_path / "kept").is_file()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+@pytest.mark.parametrize("name", ["net.json", "whole.onnx", "part"])
+def test_what_is_no_regular_file_is_named_and_never_opened(folder, tmp_path, kind, name):
+    for file in folder.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    manifest = json.loads((tmp_path / "net.json").read_text())
+    broken = tmp_path / (manifest["parts"][1]["file"] if name == "part" else name)
+    broken.unlink()
+    if kind == "pipe":
+        os.mkfifo(broken)  # opening it waits for a writer
+    elif kind == "folder":
+        broken.mkdir()
+    else:
+        broken.symlink_to("/dev/zero")
+    path = tmp_path / "net.json" if name == "part" else broken
+    for act in (read, bq.lint, open_engine):
+        with pytest.raises(BevquantError, match=rf"{re.escape(broken.name)}: .*no file"):
+            act(path)
+    if name == "net.json" and kind != "folder":
+        write(path, read(folder / "net.json"))  # takes the place of what was there
+        assert read(path).parts
+
+
+def test_a_part_that_is_a_link_is_read_in_the_folder_and_named_out_of_it(folder, tmp_path):
+    inner = tmp_path / "net"
+    inner.mkdir()
+    for file in folder.glob("net.*"):
+        (inner / file.name).write_bytes(file.read_bytes())
+    path = inner / "net.json"
+    part = inner / json.loads(path.read_text())["parts"][0]["file"]
+    for elsewhere, inside in ((inner / "moved", True), (tmp_path / "moved", False)):
+        elsewhere.write_bytes(part.read_bytes())
+        part.unlink()
+        part.symlink_to(elsewhere)
+        if inside:
+            assert read(path).parts
+        else:
+            with pytest.raises(BevquantError, match=rf"{part.name}: a link out of the folder"):
+                read(path)
+
+
+def test_a_manifest_that_names_an_output_of_no_part_is_refused(folder, tmp_path):
+    for file in folder.glob("net.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "net.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    for outputs_ in (["boxes"], [*manifest["outputs"], "boxes"]):
+        changed = {**manifest, "outputs": outputs_}
+        path.write_text(json.dumps({**changed, "sha256": _digest(changed)}))
+        with pytest.raises(BevquantError, match="no part has the output it names"):
+            read(path)

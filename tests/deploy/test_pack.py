@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
 from bevquant.deploy.pack import narrow, pack, set_constant, widen
 
@@ -85,3 +87,21 @@ def test_constants_are_narrowed_only_where_nothing_is_lost(array, stored):
     if casts:
         target = onnx.helper.tensor_dtype_to_np_dtype(casts[0].attribute[0].i)
         assert target == array.dtype
+
+
+def test_a_large_constant_that_is_an_output_stays_as_it_is():
+    array = np.arange(2000, dtype=np.float32)  # fits float16, as the table above
+    value = ir.Value(name="mask")
+    set_constant(value, array)
+    output = ir.node("Identity", [value])
+    output.outputs[0].name = "y"
+    ends = [value, *output.outputs]
+    graph = ir.Graph([], ends, nodes=[output], initializers=[value])
+    model = ir.Model(graph, ir_version=10)
+    model.opset_imports[""] = 21
+    narrow(model)
+    proto = ir.serde.serialize_model(model)
+    assert proto.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    for result in ReferenceEvaluator(proto).run(None, {}):
+        assert result.dtype == np.float32
+        np.testing.assert_array_equal(result, array)

@@ -4,7 +4,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bevquant.deploy.placement import linear_as_convolution, unsigned_codes
+from bevquant.deploy.pack import constant, set_constant
+from bevquant.deploy.placement import gemm_as_product, linear_as_convolution, unsigned_codes
 
 CHANNELS_IN, CHANNELS_OUT = 6, 4
 
@@ -71,6 +72,41 @@ def test_a_product_becomes_a_convolution_with_the_same_result(operator, shape, b
     assert operators.count("Conv") == 1
     assert not {"MatMul", "Gemm", "Add"} & set(operators)
     assert [node.name for node in model.graph if node.op_type == "Conv"] == ["layer"]
+    np.testing.assert_allclose(run(model, q), expected, atol=1e-5)
+
+
+def test_a_matrix_that_is_added_is_no_bias():
+    model = network("MatMul", [5], False, True)
+    graph = model.graph
+    (bias,) = (value for value in graph.initializers.values() if value.name == "bias")
+    matrix = np.random.default_rng(2).normal(size=(5, CHANNELS_OUT)).astype(np.float32)
+    set_constant(bias, matrix)
+    q = np.random.default_rng(1).integers(0, 256, (5, CHANNELS_IN)).astype(np.uint8)
+    expected = run(model, q)
+    linear_as_convolution(model)
+    operators = [node.op_type for node in graph]
+    assert operators.count("Conv") == operators.count("Add") == 1
+    np.testing.assert_allclose(run(model, q), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gemm_becomes_a_product_with_the_same_result(turned, bias):
+    model = network("Gemm", [5], bias, False)
+    graph = model.graph
+    if not turned:
+        (codes,) = (value for value in graph.initializers.values() if value.name == "codes")
+        set_constant(codes, constant(codes).T)
+        for node in graph:
+            if node.op_type == "Gemm":
+                node.attributes["transB"] = ir.AttrInt64("transB", 0)
+            elif node.inputs[0] is codes:
+                node.attributes["axis"] = ir.AttrInt64("axis", 1)
+    q = np.random.default_rng(1).integers(0, 256, (5, CHANNELS_IN)).astype(np.uint8)
+    expected = run(model, q)
+    gemm_as_product(model)
+    assert [node.op_type for node in graph if node.name == "layer"] == ["MatMul"]
+    assert "Gemm" not in {node.op_type for node in graph}
     np.testing.assert_allclose(run(model, q), expected, atol=1e-5)
 
 

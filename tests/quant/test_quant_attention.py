@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from quant_nets import noise
 from torch import Tensor, nn
 
+import bevquant as bq
 from bevquant.quant.attention import ExpandedAttention, ScaledDotProductAttention
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.inventory import layers, unquantized
@@ -246,3 +247,48 @@ def test_attention_that_is_no_longer_pytorchs_is_listed() -> None:
     assert "overrides the forward of MultiheadAttention" in reasons["0"]
     assert "without calling it" in reasons["0.out_proj"]
     assert not isinstance(model[0], QuantModule | ExpandedAttention)
+
+
+def test_gradients_are_finite_where_a_row_is_masked_everywhere() -> None:
+    """As torch's are."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.ones(4, 4, dtype=torch.bool)
+            mask[2] = False
+            q = self.project(x)
+            return F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+    torch.manual_seed(0)
+    model, x = Masked().eval(), torch.randn(2, 3, 4, 8)
+    model(x).square().sum().backward()
+    weight = model.project.weight
+    wanted, weight.grad = weight.grad, None
+    bq.quantize(model, bq.W16A16, batch=x)
+    bq.calibrate(model, [x])
+    model(x).square().sum().backward()
+    assert wanted is not None
+    assert weight.grad is not None
+    # The straight-through estimator stops the gradient of a value at the edge of its range.
+    assert F.cosine_similarity(weight.grad.flatten(), wanted.flatten(), dim=0) > 0.9
+
+
+def test_gradients_of_a_padded_sequence_are_finite() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2, batch_first=True)}).eval()
+    x, padding = torch.randn(2, 4, 8), torch.tensor([[False] * 4, [True] * 4])
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        output: Tensor = model["a"](x, x, x, key_padding_mask=padding)[0]
+        return output
+
+    bq.quantize(model, bq.W8A8)
+    bq.calibrate(model, [x], forward)
+    forward(model, x).sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)

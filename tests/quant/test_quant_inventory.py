@@ -1,9 +1,11 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from quant_nets import ResNet, TwoSensors, ViTBlock, noise, seeded, two_sensor_batch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from bevquant.errors import BevquantError
 from bevquant.quant.calibrate import calibrate
 from bevquant.quant.inventory import layers, unquantized
 from bevquant.quant.layers import QuantModule
@@ -88,7 +90,9 @@ class Products(nn.Module):
 def test_everything_that_stays_float_is_listed_with_its_reason() -> None:
     model = Oddities().eval()
     quantize(model, W8A8)
-    assert dict(entries(model))["plain"] == "not calibrated yet"
+    before = [x.reason for x in unquantized(model)]
+    assert sum("not calibrated yet" in reason for reason in before) == 1
+    assert any("a look-up in a table" in reason for reason in before)
     calibrate(model, [torch.arange(6).view(1, 6)])
     found = dict(entries(model))
     expected = {
@@ -135,3 +139,55 @@ def test_a_layer_that_the_policy_leaves_float_is_listed() -> None:
     model = quantize(seeded(ViTBlock()), BitPolicy({"*": W8A8, "mix": None}))
     calibrate(model, [noise(1, 3, 8)])
     assert dict(entries(model))["mix"] == "left float by the policy (72 MACs)"
+
+
+def test_layers_in_a_plain_list_are_named_as_what_they_are() -> None:
+    class Unregistered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = [nn.Linear(4, 4), nn.ReLU()]
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = step(x)
+            return self.last(x)
+
+    model, x = Unregistered().eval(), torch.randn(3, 4)
+    quantize(model, W8A8, batch=x)
+    calibrate(model, [x])
+    (found,) = unquantized(model)
+    assert "attribute steps, a plain container" in found.reason
+    assert "nn.ModuleList" in found.reason
+
+
+def test_complex_layers_stay_float_and_are_listed() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4, dtype=torch.cfloat)
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x.to(torch.cfloat)).abs())
+
+    model, x = Complex().eval(), torch.randn(3, 4)
+    quantize(model, W8A8)
+    calibrate(model, [x])
+    model(x)
+    (found,) = unquantized(model)
+    assert (found.name, found.reason.split(" (")[0]) == (
+        "first",
+        "its weight is complex64: no real numbers to round",
+    )
+
+
+def test_denormal_weights_and_models_of_inference_mode_are_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].weight.data[0, 0] = 1e-40
+    with pytest.warns(UserWarning, match=r"1 parameters hold denormal numbers, 0\.weight"):
+        quantize(model, W8A8)
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(BevquantError, match=r"0\.weight was made inside torch\.inference_mode"):
+        quantize(model, W8A8)

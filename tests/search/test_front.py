@@ -48,6 +48,12 @@ def test_incomplete_and_infinite_points_are_no_part_of_a_front() -> None:
     assert pareto(points) == (points[2],)
 
 
+def test_of_points_that_tie_the_smallest_genome_is_kept() -> None:
+    tied = [point(1, 0.5, genome) for genome in (3, 1, 2)]
+    for order in itertools.permutations(tied):
+        assert [p.genome for p in pareto(order)] == [(1,)]
+
+
 def test_picks() -> None:
     assert CONVEX.error_first().genome == (3,)
     assert CONVEX.weight_first().genome == (0,)

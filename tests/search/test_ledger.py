@@ -1,7 +1,9 @@
 import multiprocessing
 import os
+import platform
 import resource
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,21 @@ def test_progress_of_runs() -> None:
     first, second = ledger.runs()
     assert (first.strategy, first.asked, first.finished) == ("ilp", 5, True)
     assert (second.strategy, second.asked, second.budget) == ("nsga2", 4, 10)
+
+
+def test_a_claim_of_another_host_holds_until_its_lease_ends(tmp_path: Path) -> None:
+    """Its processes cannot be seen from here: a number that is free here says nothing."""
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path, SETUP)
+    dead = 2**22 + 1  # beyond any process of this machine
+    now = time.time()
+    with sqlite3.connect(path) as db:
+        for genome, host, since in (
+            ("1", "elsewhere", now),
+            ("2", "elsewhere", now - ledger_module.LEASE_S - 1),
+            ("3", platform.node(), now),
+        ):
+            db.execute("INSERT INTO claims VALUES (?, ?, ?, ?)", (genome, host, dead, since))
+    assert not ledger.claim((1,))
+    assert ledger.claim((2,))
+    assert ledger.claim((3,))

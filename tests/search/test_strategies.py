@@ -10,7 +10,7 @@ from bevquant.search.bayes import Bayes
 from bevquant.search.costs import Cost
 from bevquant.search.error_model import ErrorModel
 from bevquant.search.front import Point, hypervolume, pareto
-from bevquant.search.ilp import ILP
+from bevquant.search.ilp import ILP, predicted_front
 from bevquant.search.nsga2 import NSGA2, MidpointCrossover, WidthMutation
 from bevquant.search.random_search import Random
 from bevquant.search.space import Gene, Genome, Space
@@ -206,3 +206,40 @@ def test_error_model_predicts_what_it_has_seen_and_learns_from_it() -> None:
     unseen = slice(100, 160)
     lost = np.abs(before.predict(drawn[unseen]) - truth[unseen]).mean()
     assert np.abs(after.predict(drawn[unseen]) - truth[unseen]).mean() < lost / 2
+
+
+def test_an_infinite_error_is_only_a_very_bad_one_to_nsga2() -> None:
+    """Distances between infinities are NaN, and would end the search in a mess."""
+    where, error = problem(6), interacting(6)
+
+    def broken(genome: Genome) -> float:
+        return float("inf") if genome[0] == 0 else error(genome)
+
+    with np.errstate(all="raise"):
+        points, _ = run(NSGA2(20, 12), where, broken)
+    assert len(points) == 240
+    late = points[-40:]
+    assert sum(np.isfinite(p.error) for p in late) > 20
+    assert all(p.genome[0] for p in pareto(points))
+
+
+def test_the_unit_of_a_cost_does_not_change_a_predicted_front() -> None:
+    """Bits in millions and milliseconds in ones: the mean of both must not be that of bits."""
+    generator = np.random.default_rng(0)
+    errors, first, second = (generator.random((6, 3)).tolist() for _ in range(3))
+
+    def second_in(unit: float) -> Cost:
+        table = tuple(tuple(value * unit for value in row) for row in second)
+        return Cost("ms", "", 0.0, table, 6.0 * unit)
+
+    bits = Cost("bits", "bit", 0.0, tuple(map(tuple, first)), 6.0)
+    fronts = [predicted_front(errors, [bits, second_in(unit)], 40) for unit in (1.0, 2.0**20)]
+    assert fronts[0] == fronts[1]
+
+
+def test_the_mean_of_two_costs_is_a_cost_of_its_own() -> None:
+    """A choice that is second best in each cost is the best in their mean."""
+    first = Cost("a", "", 0.0, ((1.0, 0.1, 0.0),), 1.0)
+    second = Cost("b", "", 0.0, ((0.0, 0.1, 1.0),), 1.0)
+    genomes = predicted_front([[0.0, 0.5, 0.9]], [first, second], 30)
+    assert (1,) in genomes

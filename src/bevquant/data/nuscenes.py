@@ -243,7 +243,12 @@ class NuScenesDataset:
     def _place(self, token: str) -> tuple[str, str]:
         """Return location and scene of a sample, by name."""
         scene = self._get("scene", self._get("sample", token)["scene_token"])
-        return str(self._get("log", scene["log_token"])["location"]), str(scene["name"])
+        log = self._get("log", scene["log_token"])
+        if not isinstance(log.get("location"), str):
+            raise BevquantError(
+                f"{self._folder / 'log.json'}: record {log['token']!r} has no location; restore it"
+            )
+        return log["location"], str(scene["name"])
 
     def _camera_records(self, token: str) -> list[dict[str, Any]]:
         """List the ``sample_data`` of a sample's cameras, then those of the samples before."""
@@ -276,7 +281,13 @@ class NuScenesDataset:
         return np.array(sensor["camera_intrinsic"], dtype=np.float64)
 
     def _path(self, record: dict[str, Any]) -> Path:
-        return self._root / str(record["filename"])
+        name = Path(str(record["filename"]))
+        if name.is_absolute() or ".." in name.parts:
+            raise BevquantError(
+                f"{self._folder / 'sample_data.json'}: filename {str(name)!r} lies outside of the "
+                "data set; restore the table"
+            )
+        return self._root / name
 
     def _get(self, table: str, token: str) -> dict[str, Any]:
         try:

@@ -10,6 +10,9 @@ from bevquant.errors import BevquantError
 POINT_BYTES = 20
 """A point of a .pcd.bin file: float32 x, y, z, intensity, ring."""
 
+MOST_BEAMS = 1024
+"""No LiDAR has more; rings are counted from 0."""
+
 EGO_RADIUS = 1.0
 """Earlier sweeps lose their points with |x| and |y| below this: the car itself, in metres."""
 
@@ -34,7 +37,12 @@ def read_points(path: Path) -> Array:
         raise BevquantError(
             f"{path}: {bad} of {len(points)} points hold NaN or infinity; restore the file"
         )
-    _check_firings(path, points[:, 4])
+    rings = points[:, 4]
+    if not (np.isfinite(rings) & (rings >= 0) & (rings < MOST_BEAMS)).all():
+        raise BevquantError(
+            f"{path}: a point's ring is no beam from 0 to {MOST_BEAMS - 1}; restore the file"
+        )
+    _check_firings(path, rings)
     return points
 
 

@@ -1,5 +1,6 @@
 """From the shipped float BEVFusion to a measured, deployed INT8 file and a report."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+import bevquant
 from bevquant.data import preprocess
 from bevquant.data.frame import Batch, Boxes
 from bevquant.data.nuscenes import NuScenesDataset
@@ -104,7 +106,8 @@ def run_demo(out: Path, quick: bool, checkpoint: Path = SHIPPED) -> Results:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     torch.set_num_threads(threads)
     setup = {"quick": quick, "world": size.world.model_dump(mode="json")}
-    steps = Steps(out / "steps", {**setup, "checkpoint": sha256(checkpoint)})
+    code = _digest_of_code()
+    steps = Steps(out / "steps", {**setup, "checkpoint": sha256(checkpoint), "code": code})
     steps.run("world", lambda: ensure_world(out / "world", size.world, threads))
     road = _Road(out, size, steps, checkpoint)
     results, pictures = road.measure(quick)
@@ -112,6 +115,13 @@ def run_demo(out: Path, quick: bool, checkpoint: Path = SHIPPED) -> Results:
     render(results, pictures, out / "report.html")
     show(results, out / "report.html")
     return results
+
+
+def _digest_of_code() -> str:
+    """Return a digest of the package's own code: figures of other code are not reused."""
+    package = Path(bevquant.__file__).parent
+    digests = [sha256(path) for path in sorted(package.rglob("*.py"))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 class _Road:

@@ -16,9 +16,10 @@ import onnx_ir as ir
 from pydantic import ValidationError
 
 from bevquant.deploy.card import FORMAT, Card, Manifest, PartEntry, Record
+from bevquant.deploy.naming import part_file
 from bevquant.deploy.sealed import sealed, unsealed
 from bevquant.errors import BevquantError
-from bevquant.files import read_json, write_bytes, write_json
+from bevquant.files import check_regular, read_json, write_bytes, write_json
 
 CARD_KEY = "bevquant.card"
 
@@ -81,7 +82,7 @@ def write(path: Path, artefact: Artefact) -> int:
     for name, model in artefact.parts:
         data = sealed(model)
         digest = hashlib.sha256(data).hexdigest()
-        file = f"{path.stem}.{name}.{digest[:8]}.onnx"
+        file = part_file(path.stem, name, digest)
         write_bytes(path.with_name(file), data)
         total += len(data)
         entries.append(
@@ -99,7 +100,7 @@ def write(path: Path, artefact: Artefact) -> int:
         outputs=artefact.outputs,
         parts=tuple(entries),
     ).model_dump(mode="json")
-    stale = _files_of(path) - {entry.file for entry in entries}
+    stale = _parts_of(path) - {entry.file for entry in entries}
     write_json(path, {**manifest, "sha256": _digest(manifest)})
     for file in stale:
         path.with_name(file).unlink(missing_ok=True)
@@ -110,8 +111,8 @@ def read(path: Path) -> Artefact:
     """Read what :func:`write` wrote.
 
     Raises:
-        BevquantError: a file is missing, truncated, changed, of another version or not one
-            of ours.
+        BevquantError: a file is missing, truncated, changed, of another version, not one of
+            ours or no regular file, or a part is a link out of the folder.
     """
     check_path(path)
     if path.suffix == ".onnx":
@@ -123,6 +124,7 @@ def read(path: Path) -> Artefact:
         graph = model.graph
         names = names_of(graph.inputs), names_of(graph.outputs)
         return Artefact(card, *names, (("", model),), len(data))
+    check_regular(path)
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
         raise BevquantError(f"{path}: changed since it was exported, or no manifest of bevquant")
@@ -131,6 +133,7 @@ def read(path: Path) -> Artefact:
     for entry in manifest.parts:
         if not entry.file or PurePath(entry.file).name != entry.file:
             raise BevquantError(f"{path}: {entry.file!r} is no name of a file beside it")
+        _check_inside(path, entry.file)
         data = _bytes(path.with_name(entry.file))
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BevquantError(
@@ -176,24 +179,51 @@ def _json(path: Path, text: str) -> Any:
         raise BevquantError(f"{path}: {CARD_KEY} is not JSON; export it again") from error
 
 
+def _check_inside(path: Path, file: str) -> None:
+    """Refuse a part that is a link to elsewhere: it would not go where the manifest goes."""
+    part = path.with_name(file)
+    check_regular(part)
+    if part.resolve().parent != path.parent.resolve():
+        raise BevquantError(f"{part}: a link out of the folder; put the file itself there")
+
+
 def _bytes(path: Path) -> bytes:
+    check_regular(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise BevquantError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # no name that a file can have
-        raise BevquantError(f"{path}: cannot be read ({error})") from error
 
 
-def _files_of(path: Path) -> set[str]:
-    """Return the files of the whole manifest that is there, if there is one."""
+def _parts_of(path: Path) -> set[str]:
+    """Return the files of the whole manifest that is there, if there is one.
+
+    Anyone can write a manifest and name another's files in it: only files that have the
+    name which :func:`write` gives a part of these bytes, and are one, are taken for ours.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        check_regular(path)
+        content = read_json(path)
         if content.pop("sha256") != _digest(content):
             return set()
-        return {str(part["file"]) for part in content["parts"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        parts = Manifest.model_validate(content).parts
+    except (BevquantError, ValueError, KeyError, TypeError, AttributeError):
         return set()
+    return {part.file for part in parts if _is_part(path, part)}
+
+
+def _is_part(path: Path, entry: PartEntry) -> bool:
+    """Return whether a file is the part of a network that a manifest at ``path`` names."""
+    try:
+        file = path.with_name(part_file(path.stem, entry.name, entry.sha256))
+        if entry.file != file.name or file.is_symlink():
+            return False
+        data = _bytes(file)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            return False
+        return CARD_KEY not in unsealed(file, data).metadata_props
+    except (BevquantError, ValueError):
+        return False
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 FORMAT = 2
 """Version of all that a file says about itself; a file of another version is refused."""
@@ -47,6 +47,8 @@ class Card(Record):
         recipe: how that model came to be, in the words of whoever exported it.
         expected: what its simulation measured, where that is known.
         metadata: what else the runtime of a certain network needs.
+        absent: those of ``layers`` that the file has no product of, and why.
+        kept_float: those that are float although the exported model has them quantized, and why.
     """
 
     format: int = FORMAT
@@ -57,6 +59,14 @@ class Card(Record):
     recipe: dict[str, Any] = {}
     expected: Expected | None = None
     metadata: dict[str, Any] = {}
+    absent: dict[str, str] = {}
+    kept_float: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _sparing(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what most files have no entry of."""
+        sparse = ("absent", "kept_float")
+        return {key: value for key, value in content(self).items() if key not in sparse or value}
 
 
 class PartEntry(Record):

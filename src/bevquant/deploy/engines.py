@@ -1,7 +1,7 @@
 """Engines that run an exported network: one interface to OpenVINO and ONNX Runtime."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,12 @@ ENGINES: dict[EngineName, Callable[[ir.Model, int, Arithmetic], Compiled]] = {
     "onnxruntime": compile_onnxruntime,
     "literal": compile_literal,
 }
+PACKAGES: dict[EngineName, str] = {
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "literal": "onnxruntime",
+}
+"""What has to be installed for each."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,10 @@ class Engine:
             raise BevquantError(f"{len(arrays)} inputs: the file takes {len(self.inputs)}")
         for array, wanted in zip(arrays, self.inputs, strict=True):
             if not wanted.fits(array):
+                other = replace(wanted, shape=(None, *wanted.shape[1:])).fits(array)
+                hint = "; export it with dynamic_batch=True" if other else ""
                 raise BevquantError(
-                    f"input {array.dtype} {list(array.shape)}: the file takes {wanted}"
+                    f"input {array.dtype} {list(array.shape)}: the file takes {wanted}{hint}"
                 )
         try:
             return self.run(arrays)
@@ -106,7 +114,7 @@ class Engine:
 
 
 def open_engine(
-    path: Path,
+    path: str | Path,
     engine: EngineName | None = None,
     threads: int = 1,
     arithmetic: Arithmetic = "f32",
@@ -128,20 +136,26 @@ def open_engine(
         BevquantError: a file is missing, damaged or not one of ours, or the engine is not
             installed, too old or cannot run it.
     """
-    artefact = read(path)
+    artefact = read(Path(path))
     wanted = artefact.card.target if engine is None else engine
     name: EngineName = "openvino" if wanted == "tensorrt" else wanted
     try:
-        return _compile(artefact, name, threads, arithmetic)
+        return compile_artefact(artefact, name, threads, arithmetic)
     except BevquantError:
         raise
     except Exception as error:  # whatever an engine makes of a graph that it cannot run
         raise BevquantError(f"{path}: {name} cannot load it ({_last(error)})") from error
 
 
-def _compile(
-    artefact: Artefact, engine: EngineName, threads: int, arithmetic: Arithmetic
+def compile_artefact(
+    artefact: Artefact, engine: EngineName, threads: int = 1, arithmetic: Arithmetic = "f32"
 ) -> Engine:
+    """Load a network that was read already; arguments are those of :func:`open_engine`.
+
+    Raises:
+        BevquantError: the engine is not installed or too old; whatever else it makes of a
+            graph that it cannot run passes through.
+    """
     values = {v.name: v for _, model in artefact.parts for v in model.graph.inputs}
     inputs = tuple(_input(values[name]) for name in artefact.inputs)
     calls = {

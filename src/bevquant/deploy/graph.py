@@ -5,6 +5,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from bevquant.deploy.naming import CALL, PART, node_name
 from bevquant.deploy.pack import (
     NARROWED_ELEMENTS,
     Array,
@@ -15,13 +16,7 @@ from bevquant.deploy.pack import (
 )
 from bevquant.deploy.rules import PRODUCTS
 from bevquant.deploy.sink import only_consumer, sink, sink_pair
-from bevquant.deploy.split import scopes, split
-
-CALL = "#"
-"""The second product of a layer that is called repeatedly is named after it, with ``#1``."""
-
-PART = ":"
-"""Any other node is named after the layer or main module whose code made it: ``head:7``."""
+from bevquant.deploy.split import innermost, scopes, split
 
 
 def finish(
@@ -30,6 +25,7 @@ def finish(
     *,
     moves_codes: bool = True,
     main_modules: Collection[str] = (),
+    widen: bool = False,
 ) -> list[tuple[str, ir.Model]]:
     """Bring the graph of :func:`torch.onnx.export` into the form that is stored.
 
@@ -43,6 +39,7 @@ def finish(
         layers: names of the quantizable layers, as module paths of the exported module.
         moves_codes: whether operators that only move elements are to move codes.
         main_modules: module paths to cut the graph by; one part without any.
+        widen: whether weights of fewer than 8 bits are stored as int8.
 
     Returns:
         Name and graph of each part, in the order in which they are run.
@@ -57,27 +54,23 @@ def finish(
     named: dict[ir.Node, str] = {}
     of_quantized = [(node, product) for node in last for product in node.outputs[0].consumers()]
     for node, product in [*of_quantized, *((node, node) for node in model.graph)]:
-        layer = _layer(node, layers)
+        layer = innermost(node, layers)
         if product.op_type in PRODUCTS and product not in named and layer is not None:
             calls = list(named.values()).count(layer)
-            product.name = f"{layer}{CALL}{calls}" if calls else layer
+            product.name = f"{node_name(layer)}{CALL}{calls}" if calls else node_name(layer)
             named[product] = layer
-    pack(model)
+    pack(model, widen=widen)
     narrow(model)
     RemoveUnusedNodesPass()(model)
     for number, node in enumerate(model.graph):
         if node not in named:
-            node.name = f"{_layer(node, layers) or _main_module(node)}{PART}{number}"
+            owner = innermost(node, layers) or _main_module(node)
+            node.name = f"{node_name(owner)}{PART}{number}"
     _shorten(model.graph)
     parts = split(model, main_modules)
     for _, part in parts:
         _strip(part)
     return parts
-
-
-def _layer(node: ir.Node, layers: Collection[str]) -> str | None:
-    """Return the innermost of ``layers`` in whose code ``node`` was made."""
-    return next((scope for scope in reversed(scopes(node)[:-1]) if scope in layers), None)
 
 
 def _main_module(node: ir.Node) -> str:

@@ -1,6 +1,7 @@
 """Engines as optional packages: present and new enough, or one clear sentence."""
 
 import importlib
+import importlib.util
 import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,6 +12,14 @@ OLDEST = {"openvino": (2026, 4), "onnxruntime": (1, 24)}
 """Oldest releases that were tested; the same as in pyproject.toml."""
 
 INSTALL = {"openvino": "openvino", "onnxruntime": "bevquant[onnxruntime]"}
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the package of an engine is there at all, whatever its version."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # it was put out of the way for this process
+        return False
 
 
 def engine_package(name: str) -> Any:

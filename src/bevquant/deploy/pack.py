@@ -1,5 +1,7 @@
 """How the constants of a graph are stored: as small as they can be without loss."""
 
+from collections.abc import Iterable
+
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -38,15 +40,37 @@ def set_constant(value: ir.Value, array: Array) -> None:
     value.const_value, value.dtype, value.shape = tensor, tensor.dtype, ir.Shape(array.shape)
 
 
-def pack(model: ir.Model) -> None:
-    """Store 4-bit weights two to a byte, 2-bit weights four to a byte, low bits first."""
+def pack(model: ir.Model, *, widen: bool = False) -> None:
+    """Store 4-bit weights two to a byte, 2-bit weights four to a byte, low bits first.
+
+    With ``widen`` they stay int8.
+    """
     model.opset_imports[""], model.ir_version = OPSET
     for name, value in model.graph.initializers.items():
-        dtype = PACKED.get(name.rpartition(".")[2])
+        dtype = None if widen else PACKED.get(name.rpartition(".")[2])
         if dtype is not None:
             set_constant(value, constant(value).astype(dtype))
         if dtype is ml_dtypes.int2:
             model.opset_imports[""], model.ir_version = INT2_OPSET
+
+
+NEEDS_LOADER = (
+    "needs bevquant's loader (open_engine): no engine opens 2-bit weights by itself; export with "
+    "widen=True (--widen) for a file that any opens"
+)
+FLOAT_ALONE = (
+    "opens without bevquant's loader, but layers of 4-bit weights then run as float; export "
+    "with widen=True (--widen) for a file that runs them as integers anywhere"
+)
+
+
+def loader_note(models: Iterable[ir.Model]) -> str:
+    """Return what an engine that opens these graphs by itself misses, empty if nothing."""
+    constants = (value.const_value for m in models for value in m.graph.initializers.values())
+    stored = {tensor.dtype for tensor in constants if tensor is not None}
+    if ir.DataType.INT2 in stored:
+        return NEEDS_LOADER
+    return FLOAT_ALONE if ir.DataType.INT4 in stored else ""
 
 
 def widen(model: ir.Model) -> None:

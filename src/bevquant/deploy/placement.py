@@ -11,9 +11,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 from onnxscript.optimizer import fold_constants as fold
 
-from bevquant.deploy.graph import PART
+from bevquant.deploy.naming import PART
 from bevquant.deploy.pack import constant, set_constant
-from bevquant.deploy.rules import QUANTIZERS
+from bevquant.deploy.rules import PRODUCTS, QUANTIZERS, WIDE, product_of
 
 _ANY_SIZE = 1 << 40
 CHANNELS_FIRST = (0, 3, 1, 2)
@@ -174,27 +174,71 @@ def gemm_as_product(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def wide_weights_as_float(model: ir.Model) -> None:
-    """Put the float weights in the place of 16-bit ones; same numbers.
+def wide_layers_as_float(model: ir.Model) -> bool:
+    """Put the float weights in the place of integer ones in 16-bit layers; same numbers.
 
-    ONNX Runtime 1.31 gives a layer with 16-bit weights and a bias a 32-bit bias that
-    overflows, and wrong results without a word.
+    ONNX Runtime has no integer kernels for weights or activations of 16 bits. Left to
+    itself, it gives a layer with either and a bias a 32-bit bias that overflows, and with
+    VNNI it rounds the 16-bit activations of matrix products to 8 bits.
+
+    Returns:
+        Whether there are such layers.
     """
-    for node in list(model.graph):
-        codes, *rest = node.inputs
-        wide = node.op_type == "DequantizeLinear" and codes is not None and codes.is_initializer()
-        if wide and codes is not None and codes.dtype == ir.DataType.INT16:
-            scale = constant(rest[0]).astype(np.float32)
-            table = constant(codes).astype(np.float32)
-            axis = node.attributes.get_int("axis", 1)
-            shape = [1] * table.ndim
-            shape[axis] = -1
-            (output,) = node.outputs
-            value = ir.Value(name=f"{output.name}/float")
-            set_constant(value, table * scale.reshape(shape))
-            model.graph.register_initializer(value)
-            output.replace_all_uses_with(value)
+    found = False
+    for product in list(model.graph):
+        if product.op_type not in PRODUCTS:
+            continue
+        rows, weight = product_of(product).operands
+        wide = any(operand and operand.codes in WIDE for operand in (rows, weight))
+        if wide and weight is not None and weight.weight:
+            _float_weight(model.graph, product)
+            found = True
     RemoveUnusedNodesPass()(model)
+    return found
+
+
+def integer_biases(model: ir.Model) -> None:
+    """Store the bias of each integer convolution as int32, as ONNX Runtime does by itself.
+
+    What does that in ONNX Runtime also turns float weights behind 16-bit activations into
+    8-bit integers, and so has to be off where a model has such layers.
+    """
+    for product in list(model.graph):
+        if product.op_type != "Conv" or len(product.inputs) < 3 or product.inputs[2] is None:
+            continue
+        rows, weight = (value.producer() if value else None for value in product.inputs[:2])
+        if rows is None or weight is None or not product.inputs[2].is_initializer():
+            continue
+        if {rows.op_type, weight.op_type} != {"DequantizeLinear"}:
+            continue
+        bias = constant(product.inputs[2]).astype(np.float64)
+        scales = (constant(node.inputs[1]).astype(np.float32) for node in (rows, weight))
+        step = math.prod(scales, start=np.float32(1))
+        tape, name = Tape(), product.outputs[0].name
+        codes = tape.initializer(ir.Tensor(np.rint(bias / step).astype(np.int32), name=f"{name}/b"))
+        scale = tape.initializer(
+            ir.Tensor(np.broadcast_to(step, bias.shape).copy(), name=f"{name}/s")
+        )
+        product.replace_input_with(2, tape.op("DequantizeLinear", [codes, scale], {"axis": 0}))
+        for value in tape.initializers:
+            model.graph.register_initializer(value)
+        model.graph.insert_before(product, tape.nodes)
+
+
+def _float_weight(graph: ir.Graph, product: ir.Node) -> None:
+    """Let ``product`` read its weight as a float constant."""
+    dequantized = product.inputs[1]
+    assert dequantized is not None
+    node = dequantized.producer()
+    assert node is not None
+    scale = constant(node.inputs[1]).astype(np.float32)
+    table = constant(node.inputs[0]).astype(np.float32)
+    shape = [1] * table.ndim
+    shape[node.attributes.get_int("axis", 1)] = -1
+    value = ir.Value(name=f"{product.outputs[0].name}/float")
+    set_constant(value, table * scale.reshape(shape))
+    graph.register_initializer(value)
+    product.replace_input_with(1, value)
 
 
 def _is_plain(gemm: ir.Node) -> bool:

@@ -3,11 +3,12 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from urllib.parse import unquote
 
 import openvino
 
 from bevquant.deploy.engines import Array, Engine
-from bevquant.deploy.graph import CALL, PART
+from bevquant.deploy.naming import CALL, PART, product_layers
 from bevquant.errors import BevquantError
 
 MILLISECOND = timedelta(milliseconds=1)
@@ -67,11 +68,12 @@ def main_modules(spent: Mapping[str, float]) -> dict[str, float]:
 def _parts(compiled: openvino.CompiledModel, layers: Mapping[str, str]) -> dict[str, str]:
     """Return the part that each executed node belongs to."""
     parts: dict[str, str] = {}
+    known_layers = product_layers(layers)
     inserted = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         name = node.get_friendly_name()
         origins = str(node.rt_info["originalLayersNames"].astype(str)).split(",")
-        part = _part(origins, layers)
+        part = _part(origins, known_layers)
         if part is None:
             inserted.append(node)
             before = (node.input_value(i).get_node() for i in range(node.get_input_size()))
@@ -92,10 +94,15 @@ def _parts(compiled: openvino.CompiledModel, layers: Mapping[str, str]) -> dict[
 
 
 def _part(origins: Sequence[str], layers: Mapping[str, str]) -> str | None:
-    """Return the part of a node that the engine made of these nodes of the file."""
+    """Return the part of a node that the engine made of these nodes of the file.
+
+    Args:
+        origins: names of the nodes.
+        layers: see :func:`~bevquant.deploy.naming.product_layers`.
+    """
     names = [origin.split("/")[0] for origin in origins]
-    products = [name.split(CALL)[0] for name in names if name.split(CALL)[0] in layers]
-    others = [name.split(PART)[0] for name in names if PART in name]
+    products = [layers[name.split(CALL)[0]] for name in names if name.split(CALL)[0] in layers]
+    others = [unquote(name.split(PART)[0]) for name in names if PART in name]
     return next(iter([*products, *others]), None)
 
 

@@ -5,8 +5,9 @@ from its integer weight and through two operators of our own, which the exporter
 translates into ONNX's QuantizeLinear and DequantizeLinear.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from onnxscript.onnx_opset import opset21
 from torch import Tensor, nn
 
 from bevquant.deploy.pack import WEIGHT_NAME
+from bevquant.deploy.ranges import INTEGER_BITS, fit_bias, product_objection, sum_objection
 from bevquant.deploy.targets import Target
 from bevquant.errors import BevquantError
 from bevquant.quant import affine
@@ -108,9 +110,15 @@ class _IntegerLayer(nn.Module):
                 f"{layer.name}: {target.name} has no integers for {layer.precision}; give the "
                 f"layer at most {target.weight_bits[-1]} bits, or None for float"
             )
+        scale = grid.scale.flatten()
+        if _in_integers(layer):
+            bias = layer.learned_bias
+            bias = layer.wrapped._parameters.get("bias") if bias is None else bias
+            (input_grid,) = layer.input_params
+            codes, scale = fit_bias(codes, scale, self.axis, input_grid, bias)
         self.weight_name = f"{WEIGHT_NAME}{bits}"
         self.register_buffer(self.weight_name, codes.to(torch.int8 if bits <= 8 else torch.int16))
-        self.register_buffer("weight_scale", grid.scale.flatten())
+        self.register_buffer("weight_scale", scale)
         self.register_buffer("learned_bias", layer.learned_bias)
         self.run = layer.run
 
@@ -161,35 +169,83 @@ def _scheme(target: Target) -> str:
     return f"the scheme {target.scheme_name}"
 
 
+@dataclass(frozen=True)
+class IntegerForm:
+    """What became of the quantizable layers, by their names in the model.
+
+    Attributes:
+        precisions: ``"W8A8"`` or ``"float"`` of each.
+        kept_float: why a layer is float although the model has it quantized.
+    """
+
+    precisions: dict[str, str] = field(default_factory=dict)
+    kept_float: dict[str, str] = field(default_factory=dict)
+
+
+Shapes = Mapping[nn.Module, tuple[torch.Size, ...]]
+"""Of the inputs of products of activations, as one run of the model saw them."""
+
+
 @contextmanager
-def integer_form(model: nn.Module, target: Target) -> Iterator[dict[str, str]]:
+def integer_form(model: nn.Module, target: Target, shapes: Shapes) -> Iterator[IntegerForm]:
     """Put every quantized layer of ``model`` into its integer form, for a while.
 
-    Gives the precision (``"W8A8"``) of each quantizable layer, by its name in ``model``.
-    Layers without a precision or a calibration stay the ``"float"`` layers they are.
+    Layers without a precision or a calibration stay the ``"float"`` layers they are, and so
+    do those whose sums can overflow in an engine.
+
+    Args:
+        model: changed until the ``with`` block ends.
+        target: the engine.
+        shapes: of the operands of products of activations.
 
     Raises:
         BevquantError: a layer is quantized in a way that no engine runs in integers.
     """
-    precisions: dict[str, str] = {}
+    form = IntegerForm()
     swapped: list[tuple[nn.Module, str, QuantModule]] = []
+    bypassed: list[QuantModule] = []
     try:
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if not isinstance(module, QuantModule):
                 continue
-            precisions[name] = str(module.precision) if module.quantized else FLOAT
+            form.precisions[name] = str(module.precision) if module.quantized else FLOAT
             if not module.quantized:
                 continue
-            parent, _, child = name.rpartition(".")
-            owner = model.get_submodule(parent)
             integer = (
                 _IntegerLayer(module, target)
                 if isinstance(module, QuantLayer)
                 else _IntegerMatMul(module, target)
             )
+            objection = _objection(module, shapes)
+            if objection is not None:
+                form.precisions[name], form.kept_float[name] = FLOAT, objection
+                bypassed.append(module)
+                continue
+            parent, _, child = name.rpartition(".")
+            owner = model.get_submodule(parent)
             swapped.append((owner, child, module))
             owner.add_module(child, integer)
-        yield precisions
+        for module in bypassed:
+            module.bypass = True
+        yield form
     finally:
         for owner, child, module in swapped:
             owner.add_module(child, module)
+        for module in bypassed:
+            module.bypass = False
+
+
+def _objection(layer: QuantModule, shapes: Shapes) -> str | None:
+    """Return why an engine cannot compute ``layer`` in integers."""
+    if not _in_integers(layer):
+        return None
+    if isinstance(layer, QuantLayer):
+        (grid,) = layer.input_params
+        return sum_objection(layer.weight_codes, layer.weight_axis, grid)
+    return product_objection(layer, *shapes[layer]) if layer in shapes else None
+
+
+def _in_integers(layer: QuantModule) -> bool:
+    """Return whether there are engines that compute ``layer`` in integers."""
+    precision = layer.precision
+    return precision is not None and max(precision.weights, precision.activations) <= INTEGER_BITS

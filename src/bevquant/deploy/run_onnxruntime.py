@@ -10,7 +10,12 @@ import onnx_ir as ir
 
 from bevquant.deploy.compiled import Arithmetic, Array, Compiled, Run
 from bevquant.deploy.installed import engine_package
-from bevquant.deploy.placement import gemm_as_product, unsigned_codes, wide_weights_as_float
+from bevquant.deploy.placement import (
+    gemm_as_product,
+    integer_biases,
+    unsigned_codes,
+    wide_layers_as_float,
+)
 from bevquant.errors import BevquantError
 
 INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")
@@ -31,12 +36,15 @@ def compile_onnxruntime(model: ir.Model, threads: int, arithmetic: Arithmetic) -
     _only_float(arithmetic)
     unsigned_codes(model)
     gemm_as_product(model)
-    wide_weights_as_float(model)
+    disabled = list(NOT_WANTED)
+    if wide_layers_as_float(model):
+        integer_biases(model)
+        disabled.append("WeightBiasQuantization")
     if _sums_rows(model):
         threads = 1
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        run = _session(model, threads, optimized)
+        run = _session(model, threads, optimized, disabled)
         nodes = onnx.load_model(optimized).graph.node
     executed = [node.name for node in nodes if node.op_type in INTEGER_OPERATORS]
     return Compiled(run, frozenset(ADDED.sub("", name) for name in executed))
@@ -57,11 +65,16 @@ def _only_float(arithmetic: Arithmetic) -> None:
         raise BevquantError("bfloat16 needs OpenVINO; ONNX Runtime has none on a CPU")
 
 
-def _session(model: ir.Model, threads: int, optimized: Path | None) -> Run:
+def _session(
+    model: ir.Model, threads: int, optimized: Path | None, disabled: Sequence[str] = ()
+) -> Run:
     onnxruntime = engine_package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # not a line for every constant that was folded
+    # Float activations stay float32: by itself ONNX Runtime makes them 8-bit integers before
+    # weights of 8 bits and less, on processors that have kernels for it (VNNI).
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if optimized is None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:
@@ -70,7 +83,7 @@ def _session(model: ir.Model, threads: int, optimized: Path | None) -> Run:
         ir.serde.serialize_model(model).SerializeToString(),
         options,
         providers=["CPUExecutionProvider"],
-        disabled_optimizers=NOT_WANTED,
+        disabled_optimizers=list(disabled),
     )
     names = [value.name for value in session.get_inputs()]
 

@@ -84,5 +84,9 @@ def _integer_products(compiled: Any) -> set[str]:
         info = {key: str(value.astype(str)) for key, value in node.rt_info.items()}
         product = info["layerType"].startswith(PRODUCT_TYPES)
         if product and info["runtimePrecision"] in INTEGER_PRECISIONS:
-            names |= {name.split("/")[0] for name in info["originalLayersNames"].split(",")}
+            # "_original" is the product of an output that was given that output's name.
+            names |= {
+                name.split("/")[0].removesuffix("_original")
+                for name in info["originalLayersNames"].split(",")
+            }
     return names

@@ -1,14 +1,33 @@
 """The bytes of an exported graph, by what they are for."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from bevquant.deploy.pack import NEEDS_LOADER, loader_note
 from bevquant.deploy.rules import PRODUCTS, QUANTIZERS
 from bevquant.quant.size import Size
 
 
-def file_size(models: Sequence[ir.Model], total: int) -> Size:
+@dataclass(frozen=True)
+class FileSize(Size):
+    """Bytes of a file, by what they are for.
+
+    Attributes:
+        note: what an engine misses that opens the file without bevquant's loader; empty if
+            nothing. See :func:`~bevquant.deploy.pack.loader_note`.
+    """
+
+    note: str = ""
+
+    @property
+    def needs_loader(self) -> bool:
+        """Whether no engine opens the file without bevquant's loader."""
+        return self.note == NEEDS_LOADER
+
+
+def file_size(models: Sequence[ir.Model], total: int) -> FileSize:
     """Return what takes the room in the files of a network.
 
     Args:
@@ -28,7 +47,8 @@ def file_size(models: Sequence[ir.Model], total: int) -> Size:
                 scales += size
             else:
                 rest += size
-    return Size(weights, scales, rest, graph=total - weights - scales - rest)
+    graph = total - weights - scales - rest
+    return FileSize(weights, scales, rest, graph, loader_note(models))
 
 
 def _stored_bytes(value: ir.Value) -> int:

@@ -58,6 +58,11 @@ def scopes(node: ir.Node) -> list[str]:
     return found
 
 
+def innermost(node: ir.Node, layers: Collection[str]) -> str | None:
+    """Return the innermost of ``layers`` in whose code ``node`` was made."""
+    return next((scope for scope in reversed(scopes(node)[:-1]) if scope in layers), None)
+
+
 def _unshare(graph: ir.Graph) -> None:
     """Give each reader of a quantized activation steps of its own."""
     for node in reversed(list(graph)):

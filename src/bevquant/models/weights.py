@@ -131,6 +131,9 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> 
     differences = _differences(module.state_dict(), state)
     if differences:
         raise BevquantError(f"{source}: the weights of another model: {'; '.join(differences)}")
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise BevquantError(f"{source}: {name} holds NaN or infinity; restore the checkpoint")
     module.load_state_dict(state, strict=True)
 
 

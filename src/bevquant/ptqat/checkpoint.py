@@ -77,16 +77,24 @@ def resume(state: State, identity: dict[str, Any], path: Path) -> None:
         ) from error
     if found != KEYS:
         raise BevquantError(f"{path}: not a checkpoint of ptqat; choose another folder")
-    changed = [key for key in identity if content["identity"].get(key) != identity[key]]
+    kept = content["identity"]
+    changed = [
+        key for key in identity if not isinstance(kept, dict) or kept.get(key) != identity[key]
+    ]
     if changed:
         raise BevquantError(
             f"{path}: the training it belongs to differs in {', '.join(changed)}; "
             "choose another folder or delete it to start anew"
         )
-    with torch.no_grad():
-        for name, parameter in state.learned.items():
-            parameter.copy_(content["learned"][name])
-            state.best[name] = content["best"][name].to(parameter.device)
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.step = content["step"]
-    state.best_loss, state.first_loss = content["losses"]
+    try:
+        with torch.no_grad():
+            for name, parameter in state.learned.items():
+                parameter.copy_(content["learned"][name])
+                state.best[name] = content["best"][name].to(parameter.device)
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.step = int(content["step"])
+        state.best_loss, state.first_loss = map(float, content["losses"])
+    except Exception as error:  # of another shape: each part objects in its own way
+        raise BevquantError(
+            f"{path}: not a checkpoint of these layers; delete it to start anew"
+        ) from error

@@ -81,7 +81,7 @@ def unpack(layer: QuantModule, packed: Mapping[str, Tensor]) -> Findings:
     if rounded and not isinstance(layer, QuantLayer):
         raise BevquantError(f"{layer.name}: integers of a weight, and it has none")
     ranges: list[dict[int, Range]] = [{} for _ in layer.inputs]
-    for index, bits in {(int(f[1]), int(f[2])) for f in fields if f[0] == "range"}:
+    for index, bits in sorted({(int(f[1]), int(f[2])) for f in fields if f[0] == "range"}):
         if index >= len(ranges):
             raise BevquantError(f"{layer.name}: a range of input {index}, which it has not")
         ranges[index][bits] = reader.range(index, bits)

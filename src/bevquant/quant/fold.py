@@ -14,7 +14,7 @@ from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.kinds import kind_of, weight_of
 from bevquant.quant.layers import quant_modules, swap
 from bevquant.quant.outputs import floating_tensors
-from bevquant.quant.running import Forward, call, evaluating
+from bevquant.quant.running import Forward, call, evaluating, refuse_inference_tensors
 from bevquant.quant.scaling import like, rescaled, scale_outputs
 from bevquant.quant.watch import Watch
 
@@ -57,6 +57,7 @@ def fold_batchnorm(model: nn.Module, batch: Any, forward: Forward = call) -> tup
     """
     if quant_modules(model):
         raise BevquantError("fold_batchnorm: the model is quantized; fold before quantize")
+    refuse_inference_tensors(model, "fold_batchnorm")
     if rescaled(model):
         raise BevquantError("fold_batchnorm: the model is equalized; fold before equalize")
     pairs = _pairs(model, batch, forward)

@@ -1,6 +1,6 @@
 """What a model consists of: the layers that can be quantized, and all that stays float."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from bevquant.quant.attention import is_expandable
 from bevquant.quant.kinds import Kind, kind_of, weight_of, why_float
-from bevquant.quant.layers import QuantModule, quant_modules
+from bevquant.quant.layers import QuantModule, held_modules, quant_modules
 from bevquant.quant.routing import router_of
 from bevquant.quant.running import Forward, call, counting_macs, evaluating
 from bevquant.quant.spec import Precision
@@ -96,17 +96,23 @@ def unquantized(model: nn.Module) -> list[Unquantized]:
     module that computes products in its own code (attention written with ``@``, say).
     """
     macs = macs_of(model) or {}
-    calibrated = any(layer.calibrated for layer in quant_modules(model))
+    layers = quant_modules(model)
+    registered = set(nn.Module.modules(model))
+    calibrated = any(layer.calibrated for layer in layers)
     found = []
+    if layers and not calibrated:  # said once: a row for each would bury the other reasons
+        text = f"not calibrated yet, all {len(layers)} layers: call calibrate"
+        found.append(Unquantized("", type(model).__name__, text))
     for name, module in _walk(model):
+        reason: str | None
         if isinstance(module, QuantModule):
-            reason = _why_layer_float(module, calibrated)
+            reason = _why_layer_float(module) if calibrated else _why_policy(module)
         elif kind_of(module) is not None or is_expandable(module):
             reason = "quantize has not been called on it"
         elif any(True for _ in nn.Module.parameters(module, recurse=False)):
             reason = why_float(module)
         elif macs.get(name):
-            reason = _why_products_float(module)
+            reason = _why_products_float(module, registered)
         else:
             continue
         if reason is not None:
@@ -180,17 +186,23 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, QuantModule) or kind_of(module) is not None
 
 
-def _why_products_float(module: nn.Module) -> str:
+def _why_products_float(module: nn.Module, registered: Collection[nn.Module]) -> str:
+    for name, held in held_modules(module):
+        if held not in registered and kind_of(held) is not None:
+            return (
+                f"calls layers of its attribute {name}, a plain container that PyTorch does not "
+                "look into: hold them in nn.ModuleList or nn.ModuleDict"
+            )
     if (router := router_of(module)) is not None and router.missed:
         return "products on a way through its code that quantize's batch did not take"
     return "products in its own code; given a batch, quantize makes layers of those of activations"
 
 
-def _why_layer_float(layer: QuantModule, model_calibrated: bool) -> str | None:
-    if layer.precision is None:
-        return "left float by the policy"
-    if layer.calibrated:
-        return None
-    if model_calibrated:
-        return "never called in calibration: unused, or its weight is read without a call"
-    return "not calibrated yet"
+def _why_policy(layer: QuantModule) -> str | None:
+    return "left float by the policy" if layer.precision is None else None
+
+
+def _why_layer_float(layer: QuantModule) -> str | None:
+    if layer.precision is None or layer.calibrated:
+        return _why_policy(layer)
+    return "never called in calibration: unused, or its weight is read without a call"

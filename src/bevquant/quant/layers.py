@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bevquant.errors import BevquantError
 from bevquant.quant import affine
@@ -404,6 +405,15 @@ def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
 
 _OWN = frozenset(nn.Module().__dict__)
 """Attributes in which PyTorch keeps what a module has."""
+
+
+def held_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in plain lists, tuples and dicts that are attributes, with their name."""
+    for name, value in module.__dict__.items():
+        if name not in _OWN and isinstance(value, list | tuple | dict):
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, nn.Module):
+                    yield name, leaf
 
 
 def _swapped(value: Any, replacements: Mapping[nn.Module, nn.Module]) -> Any:

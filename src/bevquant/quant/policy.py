@@ -21,7 +21,8 @@ class BitPolicy:
 
     Attributes:
         rules: pattern (``*``, ``?``, ``[...]``; ``*`` crosses dots) -> precision, ``None``
-            for float. A layer that no rule matches stays float.
+            for float. A layer that no rule matches stays float. A pattern that is itself the
+            name of a layer means that layer alone; ``*`` means every layer.
     """
 
     rules: Mapping[str, Precision | None]
@@ -88,7 +89,9 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     A name may itself hold what means something in a pattern: ``h.x[0]``.
     """
     names = list(names)
-    return [pattern] if pattern in names else [x for x in names if fnmatchcase(x, pattern)]
+    if pattern != "*" and pattern in names:
+        return [pattern]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def _pattern(key: Any) -> str:

@@ -1,8 +1,10 @@
 """Putting quantizable layers into a model, changing their bits, and taking them out."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from bevquant.errors import BevquantError
@@ -15,7 +17,7 @@ from bevquant.quant.kinds import kind_of
 from bevquant.quant.layers import QuantLayer, QuantMatMul, quant_modules, swap
 from bevquant.quant.policy import BitPolicy, PolicyLike
 from bevquant.quant.routing import add_products, remove_products
-from bevquant.quant.running import Forward, call
+from bevquant.quant.running import Forward, call, refuse_inference_tensors
 from bevquant.quant.scaling import unscale
 from bevquant.quant.spec import DEPLOY, Scheme
 
@@ -63,6 +65,8 @@ def quantize(
         raise BevquantError("quantize: the model is quantized already; use apply or restore")
     if kind_of(model) is not None or is_expandable(model):
         raise BevquantError("quantize: the model is one layer; wrap it in nn.Sequential(model)")
+    refuse_inference_tensors(model, "quantize")
+    _warn_of_denormals(model)
     try:
         expand_attention(model)
         if batch is not None:
@@ -132,3 +136,21 @@ def _withdraw(model: nn.Module) -> None:
     """Take out the float layers that stand for parts of a module's code."""
     remove_products(model)
     collapse_attention(model)
+
+
+def _warn_of_denormals(model: nn.Module) -> None:
+    """Name numbers so small that a processor computes with them some thirty times slower."""
+    tiny = torch.finfo(torch.float32).tiny
+    names = [
+        name
+        for name, tensor in nn.Module.named_parameters(model)
+        if not nn.parameter.is_lazy(tensor)
+        and tensor.dtype == torch.float32
+        and bool(((tensor.abs() < tiny) & (tensor != 0)).any())
+    ]
+    if names:
+        warnings.warn(
+            f"{len(names)} parameters hold denormal numbers, {names[0]} the first: float passes "
+            "may take many times longer; torch.set_flush_denormal(True) makes them zeros",
+            stacklevel=3,
+        )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bevquant.errors import BevquantError
-from bevquant.files import write_text
+from bevquant.files import append_text, write_text
 
 
 class RowLog:
@@ -48,5 +48,4 @@ class RowLog:
     def append(self, row: dict[str, Any]) -> None:
         """Add a finished row, on disk at once."""
         self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_text(self.path, json.dumps(row) + "\n")

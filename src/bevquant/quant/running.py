@@ -36,6 +36,20 @@ def call(model: nn.Module, batch: Any) -> Any:
         ) from error
 
 
+def refuse_inference_tensors(model: nn.Module, verb: str) -> None:
+    """Refuse a model that was built in inference mode.
+
+    Raises:
+        BevquantError: a parameter is an inference tensor; the message names it.
+    """
+    for name, tensor in nn.Module.named_parameters(model):
+        if not nn.parameter.is_lazy(tensor) and tensor.is_inference():
+            raise BevquantError(
+                f"{verb}: {name} was made inside torch.inference_mode(), so it can never meet "
+                "gradients; build the model outside"
+            )
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into evaluation mode, without gradients, for a ``with`` block.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from torch import nn
 
@@ -89,6 +90,12 @@ def latency(table: Mapping[str, Mapping[str, float]]) -> CostMaker:
         table: layer -> precision (``"W8A8"``, ..., ``"float"``) -> milliseconds on the
             target engine. Layers that are not in it cost nothing.
     """
+    for name, times in table.items() if isinstance(table, Mapping) else [("", None)]:
+        if not isinstance(times, Mapping) or not all(map(_is_time, times.values())):
+            raise BevquantError(
+                f"cost latency: {name!r}: a table has, for each layer, milliseconds of 0 or more "
+                "for each precision, such as {'head': {'W8A8': 0.2, 'float': 0.5}}"
+            )
 
     def make(model: nn.Module, space: Space) -> Cost:
         known = {info.name for info in quantizable(model)}
@@ -117,6 +124,11 @@ COSTS: Mapping[str, CostMaker] = {
     "bops": bops,
 }
 """Costs by the names under which :func:`~bevquant.search.search.search` knows them."""
+
+
+def _is_time(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= float(value) < inf  # type: ignore[arg-type]
 
 
 def _sum_over_layers(

@@ -64,15 +64,23 @@ def resume(state: State, identity: dict[str, Any], path: Path) -> None:
         raise BevquantError(
             f"{path}: not a readable checkpoint; delete it to start anew"
         ) from error
-    changed = [key for key in identity if content["identity"].get(key) != identity[key]]
+    try:
+        changed = [key for key in identity if content["identity"].get(key) != identity[key]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BevquantError(f"{path}: not a checkpoint of a training; delete it") from error
     if changed:
         raise BevquantError(
             f"{path}: the run it belongs to differs in {', '.join(changed)}; "
             "choose another run folder or delete it to start anew"
         )
-    state.model.load_state_dict(content["model"])
-    state.average.load_state_dict(content["average"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.schedule.load_state_dict(content["schedule"])
-    state.step = content["step"]
-    state.seconds = content["seconds"]
+    try:
+        state.model.load_state_dict(content["model"])
+        state.average.load_state_dict(content["average"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.schedule.load_state_dict(content["schedule"])
+        state.step = int(content["step"])
+        state.seconds = float(content["seconds"])
+    except Exception as error:  # of another shape: each part objects in its own way
+        raise BevquantError(
+            f"{path}: not a checkpoint of this network; delete it to start anew"
+        ) from error

@@ -10,7 +10,8 @@ from statistics import fmean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bevquant.files import atomic_path, write_text
+from bevquant.errors import BevquantError
+from bevquant.files import append_text, atomic_path, read_text, write_text
 
 Row = dict[str, float]
 SMOOTHING = 50
@@ -34,8 +35,7 @@ class Curves:
 
     def append(self, row: Row) -> None:
         """Add one step."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_text(self.path, json.dumps(row) + "\n")
 
     def rows(self) -> list[Row]:
         """Return all steps so far."""
@@ -44,7 +44,10 @@ class Curves:
 
 def read_rows(path: Path) -> list[Row]:
     """Return the steps that were written to ``path``."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        return [json.loads(line) for line in read_text(path).splitlines()]
+    except ValueError as error:
+        raise BevquantError(f"{path}: not rows of JSON ({error}); delete it") from error
 
 
 def draw(rows: list[Row], path: Path) -> None:

@@ -1,11 +1,14 @@
 """Generate a whole world: scenes in parallel, then the tables."""
 
+import fcntl
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from bevquant.data.world import tables
@@ -14,8 +17,12 @@ from bevquant.data.world.rig import LIDAR, MOUNTS
 from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.data.world.tables import Tables
 from bevquant.errors import BevquantError
-from bevquant.files import atomic_folder, write_json
+from bevquant.files import read_json, write_json
 from bevquant.progress import track
+
+KEPT = "finished"
+LOCK = "lock"
+"""What an unfinished world holds beside its data: records of finished scenes, and a lock."""
 
 
 def generate(directory: Path, settings: WorldSettings, jobs: int = 1) -> None:
@@ -36,11 +43,11 @@ def generate(directory: Path, settings: WorldSettings, jobs: int = 1) -> None:
     """
     if jobs < 1:
         raise BevquantError(f"jobs: {jobs} processes cannot do any work; give at least 1")
-    with atomic_folder(directory) as root:
+    with _unfinished(directory, settings) as root:
         for channel in MOUNTS:
-            (root / "samples" / channel).mkdir(parents=True)
-        (root / "sweeps" / LIDAR).mkdir(parents=True)
-        (root / "maps").mkdir()
+            (root / "samples" / channel).mkdir(parents=True, exist_ok=True)
+        (root / "sweeps" / LIDAR).mkdir(parents=True, exist_ok=True)
+        (root / "maps").mkdir(exist_ok=True)
         merged = tables.constant_tables()
         with _scenes(root, settings, jobs) as scenes:
             for scene in track(scenes, f"world {directory.name}", settings.scenes):
@@ -50,6 +57,60 @@ def generate(directory: Path, settings: WorldSettings, jobs: int = 1) -> None:
             write_json(root / VERSION / f"{name}.json", records)
         write_json(root / VERSION / "splits.json", splits(settings))
         write_json(root / VERSION / "settings.json", settings.model_dump(mode="json"))
+
+
+@contextmanager
+def _unfinished(directory: Path, settings: WorldSettings) -> Iterator[Path]:
+    """Give a folder beside ``directory`` that keeps finished scenes if the work is stopped.
+
+    It is called ``.NAME.unfinished``, and renamed at the end. One of other settings or of
+    another version is begun anew.
+
+    Raises:
+        BevquantError: ``directory`` is in use, another process is at work on it, or the folder
+            cannot be written.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise BevquantError(f"{directory}: exists and is not an empty folder; choose another")
+    root = directory.parent / f".{directory.name}.unfinished"
+    setup = {"settings": settings.model_dump(mode="json"), "version": version("bevquant")}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / LOCK).open("w")
+    except OSError as error:
+        raise BevquantError(f"{directory}: cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BevquantError(f"{directory}: another process is making this world") from error
+        kept = root / KEPT
+        if not (kept / "setup.json").exists() or read_json(kept / "setup.json") != setup:
+            for path in root.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path)
+            write_json(kept / "setup.json", setup)
+        try:
+            yield root
+            shutil.rmtree(kept)
+            (root / LOCK).unlink()
+            root.replace(directory)
+        except OSError as error:
+            raise BevquantError(
+                f"{directory}: cannot be written ({error.strerror}); finished scenes are kept, the "
+                "same command continues"
+            ) from error
+
+
+def _kept_scene(root: Path, settings: WorldSettings, index: int) -> Tables:
+    """Return the records of a scene: those of an earlier, stopped run, or of making it now."""
+    path = root / KEPT / f"{index}.json"
+    if path.exists():
+        kept: Tables = read_json(path)
+        return kept
+    scene = record_scene(root, settings, index)
+    write_json(path, scene)
+    return scene
 
 
 def splits(settings: WorldSettings) -> dict[str, list[str]]:
@@ -62,7 +123,7 @@ def splits(settings: WorldSettings) -> dict[str, list[str]]:
 @contextmanager
 def _scenes(root: Path, settings: WorldSettings, jobs: int) -> Iterator[Iterator[Tables]]:
     """Give the records of all scenes, in order, as they are finished."""
-    record = partial(record_scene, root, settings)
+    record = partial(_kept_scene, root, settings)
     indices = range(settings.scenes)
     if jobs == 1:
         yield map(record, indices)

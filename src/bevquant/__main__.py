@@ -1,0 +1,5 @@
+"""``python -m bevquant``: the command line."""
+
+from bevquant.cli import main
+
+main()
