@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bevquant.errors import BevquantError
-from bevquant.files import atomic_path
+from bevquant.files import atomic_path, check_regular
 
 _SUM = "sha256"
 _SEALED = "sealed"
@@ -75,6 +75,7 @@ def read_tensors(path: Path) -> TensorFile:
     Raises:
         BevquantError: it cannot be read as one.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
