@@ -171,9 +171,7 @@ CHANGES: dict[str, Callable[[nn.Linear], Any]] = {
     "negated": lambda layer: layer.weight.data.neg_(),  # which no sum of bits would see
     "channels swapped": lambda layer: layer.weight.data.copy_(layer.weight.data.flip(0)),
     "other data": lambda layer: setattr(layer.weight, "data", noise(4, 4, seed=5)),
-    "another parameter": lambda layer: setattr(
-        layer, "weight", nn.Parameter(noise(4, 4, seed=6))
-    ),
+    "another parameter": lambda layer: setattr(layer, "weight", nn.Parameter(noise(4, 4, seed=6))),
     "NumPy": _numpy,
     "one bit": _one_bit,
     "average": _average,
