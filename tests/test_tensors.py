@@ -1,6 +1,8 @@
 """Files of tensors: every changed byte is noticed, and files without a checksum are read."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import safetensors.torch
 import torch
 
 from bevquant.errors import BevquantError
-from bevquant.tensors import read_tensors, write_tensors
+from bevquant.models.pickled import read_state
+from bevquant.tensors import load_saved, read_tensors, write_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(7, dtype=torch.int16)}
 METADATA = {"train": '{"seed": 1}\n\x7f\x01 \u00e4 "sha256":"', "zeros": "0" * 64}
@@ -69,3 +72,26 @@ def test_what_is_no_file_of_tensors_is_refused_in_a_line(tmp_path: Path) -> None
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(BevquantError, match="cannot be read"):
             read_tensors(path)
+
+
+@pytest.mark.parametrize("read", [load_saved, read_state])
+def test_flipped_bits_of_what_torch_saved_are_noticed(
+    read: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """Or else are no part of what is read: names and dates are in the archive twice."""
+    path = tmp_path / "a.pth"
+    state = {"a": torch.randn(500), "b": torch.arange(3)}
+    torch.save(state, path)
+    content, noticed = path.read_bytes(), 0
+    random = np.random.default_rng(0)
+    for place in random.integers(len(content), size=200):
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            found = read(path)
+        except Exception:
+            noticed += 1
+        else:
+            assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert noticed > 100

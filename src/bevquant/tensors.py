@@ -1,21 +1,24 @@
-"""Files of tensors (safetensors) that tell when a byte of them has changed.
+"""Files of tensors that tell when a byte of them has changed.
 
-The header of a file holds the SHA-256 of all its bytes, with zeros where the sum itself
+The header of a safetensors file holds the SHA-256 of all its bytes, with zeros where the sum itself
 stands. Files of others, and ours from before, have none and are read as they are.
 """
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bevquant.errors import BevquantError
-from bevquant.files import atomic_path
+from bevquant.files import atomic_path, check_regular
 
 _SUM = "sha256"
 _SEALED = "sealed"
@@ -75,6 +78,7 @@ def read_tensors(path: Path) -> TensorFile:
     Raises:
         BevquantError: it cannot be read as one.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -125,3 +129,31 @@ def _checksum(path: Path, present: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def load_saved(path: Path) -> Any:
+    """Return what ``torch.save`` wrote, on the CPU, without running anything that is in it.
+
+    The archive has a CRC-32 of each of its parts, at which ``torch.load`` does not look.
+
+    Raises:
+        Exception: of any type, if the file is damaged or something else.
+    """
+    check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive of ``torch.save`` that has changed; files of torch before 1.6 are none.
+
+    Raises:
+        ValueError: a part of it is not what was written.
+        zipfile.BadZipFile: it is no whole archive.
+    """
+    with path.open("rb") as file:
+        archive = file.read(2) == b"PK"
+    if archive:
+        with zipfile.ZipFile(path) as parts:
+            broken = parts.testzip()
+        if broken is not None:
+            raise ValueError(f"{broken} is not what was written")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from bevquant.errors import BevquantError
+from bevquant.tensors import check_archive
 
 KEYS = ("state_dict", "model", "model_state_dict", "model_state", "ema", "network", "net")
 """Under which training frameworks keep the weights; what comes first counts."""
@@ -41,6 +42,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BevquantError(f"{path}: no such checkpoint")
     try:
+        check_archive(path)
         content = _load(path)
     except Exception as error:  # torch.load raises whatever a broken file provokes
         raise BevquantError(

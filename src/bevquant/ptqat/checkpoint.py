@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bevquant.errors import BevquantError
 from bevquant.files import atomic_path
+from bevquant.tensors import load_saved
 
 KEYS = {"identity", "learned", "optimizer", "step", "best", "losses"}
 """Of a checkpoint."""
@@ -69,9 +70,9 @@ def resume(state: State, identity: dict[str, Any], path: Path) -> None:
         BevquantError: the checkpoint cannot be read or belongs to another training.
     """
     try:
-        content = torch.load(path, weights_only=True)
+        content = load_saved(path)
         found = set(content)
-    except Exception as error:  # torch.load raises whatever a broken file provokes
+    except Exception as error:  # a broken file provokes all sorts
         raise BevquantError(
             f"{path}: not a readable checkpoint; delete it to start anew"
         ) from error

@@ -20,7 +20,7 @@ class Known:
             self._copies = tuple(tensor.detach().clone() for tensor in tensors)
 
     def same(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether ``tensors`` are these, value by value, on the same device and of the same type."""
+        """Whether ``tensors`` are these, value by value, on the same device, of the same type."""
         return len(tensors) == len(self._copies) and all(map(_same, self._copies, tensors))
 
     def moved(self, tensors: Sequence[Tensor]) -> bool:

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bevquant.errors import BevquantError
 from bevquant.files import atomic_path
+from bevquant.tensors import load_saved
 
 
 @dataclass
@@ -59,8 +60,8 @@ def resume(state: State, identity: dict[str, Any], path: Path) -> None:
     if not path.exists():
         return
     try:
-        content = torch.load(path, weights_only=True)
-    except Exception as error:  # torch.load raises whatever a broken file provokes
+        content = load_saved(path)
+    except Exception as error:  # a broken file provokes all sorts
         raise BevquantError(
             f"{path}: not a readable checkpoint; delete it to start anew"
         ) from error
