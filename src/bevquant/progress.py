@@ -1,5 +1,6 @@
 """Progress bars for long work: what is done, how fast, and how long it will take."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
@@ -13,14 +14,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console()
+WIDE = 240
+"""Columns where the output is no terminal: names in a table are then never broken."""
+
+console = Console(width=None if sys.stdout.isatty() else WIDE)
+_errors = Console(stderr=True)
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield ``items`` under a bar with count, elapsed time and ETA.
 
-    Where the output is no terminal (a log file, CI) the bar is one line at the end.
+    The bar goes to stderr; where that is no terminal (a log file, CI) it is one line at the end.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -32,5 +37,5 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=_errors) as progress:
         yield from progress.track(items, description=description, total=total)

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import platform
@@ -177,3 +178,32 @@ def test_a_claim_of_another_host_holds_until_its_lease_ends(tmp_path: Path) -> N
     assert not ledger.claim((1,))
     assert ledger.claim((2,))
     assert ledger.claim((3,))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("errors", "[0.0]"), ("errors", "[0.5"), ("costs", "3"), ("genome", "0 x"), ("errors", "[]")],
+)
+def test_an_evaluation_that_was_edited_is_refused_by_name(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path, SETUP)
+    record(ledger, 1)
+    ledger.close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE evaluations SET {column} = ?", (value,))
+    for setup in (SETUP, None):
+        with pytest.raises(
+            bq.BevquantError, match="evaluation of genome .* was changed or damaged"
+        ):
+            Ledger(path, setup).all()
+
+
+def test_a_ledger_of_version_0_1_0_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path, SETUP)
+    record(ledger, 1)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE evaluations SET fingerprint = ?", (json.dumps(SETUP, sort_keys=True),))
+    assert len(Ledger(path, SETUP).all()) == 1

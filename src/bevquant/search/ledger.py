@@ -4,6 +4,7 @@ Each row is a transaction of its own: whatever is killed, and whenever, what has
 evaluated stays evaluated. Several processes on one machine may write to one ledger.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -59,7 +60,7 @@ class Ledger:
     def __init__(self, path: Path | None, setup: Mapping[str, str] | None) -> None:
         self.path = path
         self._host = platform.node()
-        self._fingerprint = json.dumps(setup, sort_keys=True)
+        self._setup = json.dumps(setup, sort_keys=True)
         if path is not None and setup is None and not path.exists():
             raise BevquantError(f"{path}: there is no such ledger")
         with self._explained():
@@ -69,7 +70,10 @@ class Ledger:
             if setup is not None:
                 self._db.executescript(_SCHEMA)
                 self._adopt(setup)
-            self._db.execute("SELECT genome, errors, costs, seconds FROM evaluations LIMIT 1")
+            self._db.execute(f"{_SELECT} LIMIT 1")
+            if setup is None:
+                known = dict(self._db.execute("SELECT part, value FROM setup"))
+                self._setup = json.dumps(known, sort_keys=True)
 
     def close(self) -> None:
         """Close the file."""
@@ -84,13 +88,13 @@ class Ledger:
         """Return what is known of ``genome``."""
         with self._explained():
             row = self._db.execute(f"{_SELECT} WHERE genome = ?", (_text(genome),)).fetchone()
-        return None if row is None else _evaluation(row)
+        return None if row is None else self._evaluation(row)
 
     def all(self) -> list[Evaluation]:
         """Return all evaluations, oldest first."""
         with self._explained():
             rows = self._db.execute(f"{_SELECT} ORDER BY finished, genome").fetchall()
-        return [_evaluation(row) for row in rows]
+        return [self._evaluation(row) for row in rows]
 
     def record(
         self,
@@ -106,9 +110,10 @@ class Ledger:
             self._db.execute(
                 "INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "errors = excluded.errors, seconds = seconds + excluded.seconds, "
-                "host = excluded.host, finished = excluded.finished "
+                "host = excluded.host, finished = excluded.finished, costs = excluded.costs, "
+                "fingerprint = excluded.fingerprint "
                 "WHERE json_array_length(excluded.errors) > json_array_length(errors)",
-                (*row, self._fingerprint, time.time()),
+                (*row, self._fingerprint(*row[:3]), time.time()),
             )
             self._db.execute("DELETE FROM claims WHERE genome = ?", row[:1])
 
@@ -177,6 +182,31 @@ class Ledger:
                 f"{', '.join(sorted(parts))}; choose another file, or search as before"
             )
 
+    def _fingerprint(self, genome: str, errors: str, costs: str) -> str:
+        """Return a digest of a row and of what it depends on."""
+        parts = "\n".join((self._setup, genome, errors, costs))
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def _evaluation(self, row: tuple[Any, ...]) -> Evaluation:
+        genome, errors, costs, seconds, host, finished, fingerprint = row
+        try:
+            # Ledgers of version 0.1.0 have the set-up itself there.
+            if fingerprint not in (self._fingerprint(genome, errors, costs), self._setup):
+                raise ValueError("its fingerprint is not that of its content")
+            return Evaluation(
+                genome=tuple(int(choice) for choice in genome.split()),
+                errors=tuple(float(error) for error in json.loads(errors)),
+                costs={str(name): float(cost) for name, cost in json.loads(costs).items()},
+                seconds=float(seconds),
+                host=str(host),
+                finished=float(finished),
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BevquantError(
+                f"{self.path}: the evaluation of genome {str(genome)[:60]!r} was changed or damaged "
+                f"({error}); delete the ledger to begin anew"
+            ) from error
+
     def _in_force(self, host: str, process: int, since: float) -> bool:
         if host == self._host and not _alive(process):
             return False
@@ -192,19 +222,7 @@ class Ledger:
             raise BevquantError(f"{self.path}: cannot be written ({error.strerror})") from error
 
 
-_SELECT = "SELECT genome, errors, costs, seconds, host, finished FROM evaluations"
-
-
-def _evaluation(row: tuple[Any, ...]) -> Evaluation:
-    genome, errors, costs, seconds, host, finished = row
-    return Evaluation(
-        genome=tuple(int(choice) for choice in genome.split()),
-        errors=tuple(json.loads(errors)),
-        costs=json.loads(costs),
-        seconds=seconds,
-        host=host,
-        finished=finished,
-    )
+_SELECT = "SELECT genome, errors, costs, seconds, host, finished, fingerprint FROM evaluations"
 
 
 def _text(genome: Genome) -> str:
