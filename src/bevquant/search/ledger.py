@@ -203,8 +203,8 @@ class Ledger:
             )
         except (ValueError, TypeError, AttributeError) as error:
             raise BevquantError(
-                f"{self.path}: the evaluation of genome {str(genome)[:60]!r} was changed or damaged "
-                f"({error}); delete the ledger to begin anew"
+                f"{self.path}: the evaluation of genome {str(genome)[:60]!r} was changed or "
+                f"damaged ({error}); delete the ledger to begin anew"
             ) from error
 
     def _in_force(self, host: str, process: int, since: float) -> bool:
