@@ -2,9 +2,11 @@
 
 The fixture was written by the reference code (mmdetection3d v1.4.0). Weights and images
 follow a rule (below); the fixture stores the rest. Another fixture of the same form:
-``BEVQUANT_PARITY=/path/to/fixture.npz pytest tests/models/test_parity.py``.
+``BEVQUANT_PARITY=/path/to/fixture.npz pytest tests/models/test_parity.py``. If it lists points
+on the border of a cell or a pixel, they are put where the reference's rounding put them.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -15,10 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity_places import (
+    DEPTH_LISTS,
+    FRUSTUM_LISTS,
+    listed,
+    place_depths,
+    place_frustum,
+    project,
+)
 
 from bevquant.data.frame import Batch
-from bevquant.models.bevfusion import FULL, BEVFusion
-from bevquant.models.bevfusion.depth_lss import depth_map
+from bevquant.models.bevfusion import FULL, BEVFusion, NetworkInput
+from bevquant.models.bevfusion.depth_lss import DepthLSSTransform, depth_map
 from bevquant.models.bevfusion.voxelize import voxelize
 
 DATA = Path(__file__).parent / "data"
@@ -172,7 +182,22 @@ def model(fixture: Fixture) -> BEVFusion:
 
 
 @pytest.fixture(scope="module")
-def results(fixture: Fixture, model: BEVFusion) -> dict[str, torch.Tensor]:
+def inputs(fixture: Fixture, model: BEVFusion) -> NetworkInput:
+    """What the network is given, listed points where the reference put them."""
+    batch = batch_of(fixture)
+    given = model.prepare(batch)
+    pooling = (given.pool_points, given.pool_pixels, given.pool_cells)
+    points, pixels, cells = place_frustum(fixture, model.view_transform, batch, pooling)
+    return given._replace(
+        depth_map=place_depths(fixture, batch, given.depth_map),
+        pool_points=points,
+        pool_pixels=pixels,
+        pool_cells=cells,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(fixture: Fixture, model: BEVFusion, inputs: NetworkInput) -> dict[str, torch.Tensor]:
     """All outputs under the fixture's names, queries in the fixture's order."""
     found: dict[str, Any] = {}
 
@@ -200,9 +225,9 @@ def results(fixture: Fixture, model: BEVFusion) -> dict[str, torch.Tensor]:
     )
     batch = batch_of(fixture)
     with torch.inference_mode():
-        output = model(batch)
+        output = model.network(inputs)
         found["view_transform.geometry"] = torch.stack(model.view_transform.geometry(batch), -1)
-        found["view_transform.depth_map"] = depth_map(batch, FULL.image_size)[0]
+        found["view_transform.depth_map"] = inputs.depth_map[0]
     found["img_backbone.patch_embed"] = found["img_backbone.patch_embed"].flatten(1, 2)
     for name in ("img_backbone", "img_neck", "pts_backbone"):
         found |= {f"{name}.{i}": value for i, value in enumerate(found.pop(name))}
@@ -291,8 +316,9 @@ def test_voxels(fixture: Fixture) -> None:
     x, y, z = fixture["out/voxels.xyz"].astype(np.int64).T
     row = torch.searchsorted(keys, torch.from_numpy((x * 1440 + y) * 40 + z))
     assert np.array_equal(voxels.counts[row].numpy(), fixture["out/voxels.num_points"])
-    difference = np.abs(voxels.features[row].numpy() - fixture["out/voxels.mean_features"])
-    assert difference.max() <= TOLERANCES["voxels.mean_features"]["tol"]
+    if fixture.has("voxels.mean_features"):
+        difference = np.abs(voxels.features[row].numpy() - fixture["out/voxels.mean_features"])
+        assert difference.max() <= TOLERANCES["voxels.mean_features"]["tol"]
 
 
 def test_sparse_stages(fixture: Fixture, model: BEVFusion) -> None:
@@ -323,10 +349,10 @@ def test_sparse_stages(fixture: Fixture, model: BEVFusion) -> None:
         assert np.abs(value.mean(0).numpy() - mean).max() <= 1e-4 * facts["std"]
 
 
-def test_pooling_cells(fixture: Fixture, model: BEVFusion) -> None:
-    _, _, cells = model.view_transform.pool_indices(batch_of(fixture))
+def test_pooling_cells(fixture: Fixture, inputs: NetworkInput) -> None:
+    cells = inputs.pool_cells
     facts = fixture.meta["view_transform"]
-    fragile = facts["fragile"]
+    fragile = 0 if listed(fixture, FRUSTUM_LISTS) else facts["fragile"]
     assert abs(len(cells) - facts["kept"]) <= fragile
     rows = torch.bincount(cells // 360, minlength=360).numpy()
     columns = torch.bincount(cells % 360, minlength=360).numpy()
@@ -348,3 +374,94 @@ def test_proposals(fixture: Fixture, model: BEVFusion) -> None:
     assert np.array_equal(labels[0], fixture["out/unit_proposals.label"])
     assert np.array_equal(cells[0], fixture["out/unit_proposals.cell"])
     assert np.allclose(scores[0], fixture["out/unit_proposals.query_heatmap_score"], atol=1e-6)
+
+
+# Lists of points on a border: the public inputs, moved a little, with lists of where the points
+# were before
+
+
+def listing(names: tuple[str, str], *parts: Any) -> dict[str, Any]:
+    return {f"out/view_transform.{x}": y for x, y in zip(names, parts, strict=True)}
+
+
+def cells_of(view: DepthLSSTransform, batch: Batch) -> Any:
+    """Return where all frustum points are, in cells [points, 3], in float64."""
+    size = np.array([0.3, 0.3, 20.0])
+    low = np.array([-54.0, -54.0, -10.0])
+    xyz = torch.stack([x.flatten() for x in view.geometry(batch)], -1).double().numpy()
+    return (xyz - low) / size
+
+
+def test_listed_frustum_points_go_to_the_references_cells() -> None:
+    stored = Fixture(DATA / "parity_public.npz")
+    view = DepthLSSTransform(256, FULL.view_transform, FULL.image_size)
+    reference = batch_of(stored)
+    moved = reference.camera2lidar.clone()
+    moved[..., :2, 3] += 2e-4  # metres, of cells of 0.3
+    batch = dataclasses.replace(reference, camera2lidar=moved)
+    cells, now = np.trunc(cells_of(view, reference)).astype(np.int64), cells_of(view, batch)
+    near = np.flatnonzero((np.abs(now - now.round()) < 9e-4).any(1))
+    assert 100 < (cells != np.trunc(now)).any(1).sum() < len(near)
+    expected = view.pool_indices(reference)
+    plain = view.pool_indices(batch)
+    assert any(x.shape != y.shape or not x.equal(y) for x, y in zip(plain, expected, strict=True))
+    lists = listing(FRUSTUM_LISTS, near.astype(np.int32), cells[near].astype(np.int16))
+    placed = place_frustum(lists, view, batch, plain)
+    for ours, theirs in zip(placed, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert place_frustum({}, view, batch, plain) is plain
+    empty = listing(FRUSTUM_LISTS, np.zeros(0, np.int32), np.zeros((0, 3), np.int16))
+    assert place_frustum(empty, view, batch, plain) is plain
+    wrong = listing(FRUSTUM_LISTS, near, cells[near] + 1)  # a mistake, and no rounding
+    with pytest.raises(AssertionError):
+        place_frustum(wrong, view, batch, plain)
+
+
+def pixels_of(batch: Batch) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return row and column of each camera and point, (-1, -1) where it is not seen."""
+    height, width = FULL.image_size
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for camera in range(6):
+        u, v, z = project(batch, camera, slice(None))
+        last: dict[tuple[int, int], int] = {}
+        for point in np.flatnonzero((u >= 0) & (u < width) & (v >= 0) & (v < height) & (z > 1e-5)):
+            last[int(v[point]), int(u[point])] = int(point)
+        found |= {(camera, point): pixel for pixel, point in last.items()}
+    return found
+
+
+def border(batch: Batch, distance: float) -> set[tuple[int, int]]:
+    """Return cameras and points that may be seen, no farther than that from a pixel's border."""
+    found = set()
+    for camera in range(6):
+        u, v, z = project(batch, camera, slice(None))
+        near = np.minimum(np.abs(u - u.round()), np.abs(v - v.round())) < distance
+        near &= (z > 1e-5) & (np.abs(u) < 1000) & (np.abs(v) < 1000)
+        found |= {(camera, int(point)) for point in np.flatnonzero(near)}
+    return found
+
+
+def test_listed_lidar_points_go_to_the_references_pixels() -> None:
+    stored = Fixture(DATA / "parity_public.npz")
+    reference = batch_of(stored)
+    moved = reference.image_augmentation.clone()
+    moved[..., :2, 3] += 0.006  # pixels
+    batch = dataclasses.replace(reference, image_augmentation=moved)
+    theirs, ours = pixels_of(reference), pixels_of(batch)
+    off = (-1, -1)
+    other = {key for key in theirs | ours if theirs.get(key, off) != ours.get(key, off)}
+    near = sorted(other | border(batch, 0.008))
+    expected = depth_map(reference, FULL.image_size)
+    plain = depth_map(batch, FULL.image_size)
+    assert 100 < len(other) < len(near)
+    assert any(theirs.get(key) is None or ours.get(key) is None for key in other)
+    assert not torch.equal(plain > 0, expected > 0)
+    places = [theirs.get(key, off) for key in near]
+    lists = listing(DEPTH_LISTS, np.array(near, np.int32), np.array(places, np.int16))
+    placed = place_depths(lists, batch, plain)
+    assert torch.equal(placed > 0, expected > 0)
+    torch.testing.assert_close(placed, expected, rtol=0, atol=1e-4)
+    assert place_depths({}, batch, plain) is plain
+    wrong = listing(DEPTH_LISTS, np.array(near), np.array(places) + 1)
+    with pytest.raises(AssertionError):
+        place_depths(wrong, batch, plain)
