@@ -152,13 +152,19 @@ def test_several_precisions_at_once_as_if_one_layer_after_the_other_had_it_alone
     assert {layer.precision for layer in quant_modules(model)} == {W8A8}
     alone, _ = prepared(name, W8A8)
     layers = [layer for layer in quant_modules(model) if isinstance(layer, QuantLayer)]
+    compared = 0
     for layer in [layer for layer in layers if layer.rounded]:
         for precision in (W4A8, W2A8):
+            if precision not in layer.rounded:
+                continue
             apply(alone, BitPolicy({"*": W8A8, layer.name: precision}))
             reconstruct(alone, batches)
             same = next(other for other in quant_modules(alone) if other.name == layer.name)
             assert isinstance(same, QuantLayer)
-            assert torch.equal(same.weight_codes, layer.rounded[precision].codes)
+            if precision in same.rounded:  # not dropped as no better for the whole network
+                assert torch.equal(same.weight_codes, layer.rounded[precision].codes)
+                compared += 1
+    assert compared >= len(layers)
 
 
 def test_saved_and_loaded_in_another_model_to_the_same_bits(tmp_path: Path) -> None:
@@ -235,3 +241,36 @@ def test_other_weights_are_used_and_what_was_found_is_forgotten(
         model.head.wrapped.weight.data.neg_()
         with pytest.warns(UserWarning, match="head: its weight or bias has changed"):
             model(batches[0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("precision", [W8A8, W4A8], ids=str)
+def test_never_ends_behind_where_it_started(seed: int, precision: Precision) -> None:
+    """Of inputs with heavy tails, and of few of them: what is fitted to them need not help."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+    ).eval()
+    batches = [torch.randn(1, 3, 8, 8) * torch.rand(1, 3, 1, 1).pow(-1.5) for _ in range(3)]
+    with torch.no_grad():
+        wanted = [model(batch) for batch in batches]
+    quantize(model, precision)
+    calibrate(model, batches)
+
+    def loss() -> float:
+        with torch.no_grad():
+            pairs = zip(batches, wanted, strict=True)
+            return sum(float((model(x) - y).square().sum() / y.square().sum()) for x, y in pairs)
+
+    before = loss()
+    reconstruct(model, batches)
+    assert loss() <= before * (1 + 1e-6)
+
+
+def test_a_bias_fitted_to_a_single_sample_is_not_kept() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4)), torch.randn(1, 6)
+    quantize(model, W8A8)
+    calibrate(model, [torch.randn(64, 6), x])
+    assert reconstruct(model, [x]) == ("0",)

@@ -1,6 +1,6 @@
 """Beyond the thesis: weights whose integers are learned, layer after layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,18 +14,23 @@ from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.inputs import precisions_of, sequence_of
 from bevquant.quant.kinds import weight_of
 from bevquant.quant.layers import QuantLayer, Rounding, floating, quant_modules
+from bevquant.quant.outputs import floating_tensors
 from bevquant.quant.refinement.lockstep import Call, lockstep
+from bevquant.quant.refinement.refine import distance
 from bevquant.quant.refinement.rounding import Moments, fit
 from bevquant.quant.refinement.samples import (
     inputs_of,
     linear_in_rows,
     outputs_of,
-    positions,
     rows_weight,
+    split_positions,
     weight_rows,
 )
 from bevquant.quant.running import Forward, call, evaluating
 from bevquant.quant.spec import Precision
+
+CHECKED = 4
+"""Batches on which the network's outputs are compared, as learned and without."""
 
 LEARNED_BITS = 6
 """Most bits of a weight whose integers are learned; of wider ones only the bias is refitted."""
@@ -33,10 +38,20 @@ LEARNED_BITS = 6
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a layer returned in the float network: outputs [G, P, N] at positions [P]."""
+    """What a layer returned in the float network: outputs [G, P, N] at positions [P].
+
+    Attributes:
+        where: positions that are fitted.
+        outputs: there.
+        unfitted: other positions, on which what was fitted is accepted or not; few or none of
+            a small output.
+        others: outputs there.
+    """
 
     where: Tensor
     outputs: Tensor
+    unfitted: Tensor
+    others: Tensor
 
 
 def reconstruct(
@@ -58,7 +73,11 @@ def reconstruct(
     beside those for other precisions.
 
     Layers with weights of 8 or 16 bits keep their weights and get a refitted bias (bias
-    correction, Nagel et al., arXiv 1906.04721). Indices that the network picks (``topk``
+    correction, Nagel et al., arXiv 1906.04721).
+
+    Nothing is kept that makes a layer worse: its error is compared with that of rounding at
+    positions that were not fitted, and afterwards the outputs of the whole network are
+    compared with float's, as learned and without. Indices that the network picks (``topk``
     and the like) are those of the float network throughout.
 
     Args:
@@ -73,8 +92,8 @@ def reconstruct(
         seed: of the positions.
 
     Returns:
-        The names of the quantized layers that were left as they were: never reached, or
-        transposed convolutions in groups.
+        The names of the quantized layers that were left as they were: never reached,
+        transposed convolutions in groups, or no better for what was learned.
 
     Raises:
         BevquantError: nothing is quantized, or there is no batch.
@@ -101,11 +120,104 @@ def reconstruct(
 
         steps = lockstep(model, learnable, list(enumerate(batches)), replay)
         for layer, calls in track(steps, "reconstruct", total=len(learnable)):
-            for precision, moments in _moments(layer, calls, wanted, precisions):
+            for precision, moments, held in _moments(layer, calls, wanted, precisions):
                 if moments.count:
-                    layer.learn(precision, _round(layer, moments, ridge))
-                    done.add(layer)
+                    rounding = _round(layer, moments, ridge)
+                    if held.prefers(layer, rounding):
+                        layer.learn(precision, rounding)
+                        done.add(layer)
+        step = max(1, len(batches) // CHECKED)
+        some = range(0, len(batches), step)[:CHECKED]
+        done -= _drop_what_spoils(
+            model, [x for x in layers if x in done], lambda i: replay(model, (i, batches[i])), some
+        )
     return tuple(layer.name for layer in layers if layer not in done)
+
+
+def _drop_what_spoils(
+    model: nn.Module, layers: Sequence[QuantLayer], run: Callable[[int], Any], some: Sequence[int]
+) -> set[QuantLayer]:
+    """Forget, main module by main module, what brings the network's outputs no nearer to float.
+
+    Only if all of it together does not. Returns the layers that have lost what they learned.
+    """
+    with floating(model):
+        exact = [_copies(floating_tensors(run(i))) for i in some]
+
+    def error() -> float:
+        outputs = (floating_tensors(run(i)) for i in some)
+        return sum(distance(each, wanted) for each, wanted in zip(outputs, exact, strict=True))
+
+    learned = {layer: dict(layer.rounded) for layer in layers}
+
+    def without(members: Sequence[QuantLayer]) -> float:
+        for layer in members:
+            assert layer.precision is not None
+            layer.rounded.pop(layer.precision, None)
+        return error()
+
+    least = error()
+    plain = without(layers)
+    for layer in layers:
+        layer.rounded.update(learned[layer])
+    if not least > plain:
+        return set()
+    dropped: set[QuantLayer] = set()
+    for name in dict.fromkeys(layer.main_module for layer in layers):
+        members = [layer for layer in layers if layer.main_module == name]
+        if (found := without(members)) <= least:
+            least = found
+            dropped.update(members)
+        else:
+            for layer in members:
+                layer.rounded.update(learned[layer])
+    if least > plain:
+        without(layers)
+        return set(layers)
+    return dropped
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
+class _Held:
+    """Inputs and float outputs of a layer at positions that its fit has not seen.
+
+    Where all positions were fitted it is those: the error of a bias that was fitted to n
+    samples, each predicted from the others, is n / (n - 1) times what is left of it.
+    """
+
+    def __init__(self) -> None:
+        self._unfitted: list[tuple[Tensor, Tensor]] = []
+        self._fitted: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, rows: Tensor, outputs: Tensor, *, fitted: bool) -> None:
+        """Keep inputs [G, P, K] and outputs [G, P, N]."""
+        if rows.shape[1]:
+            (self._fitted if fitted else self._unfitted).append((rows, outputs))
+
+    def prefers(self, layer: QuantLayer, rounding: Rounding) -> bool:
+        """Whether the layer's error is smaller with ``rounding`` than as it is."""
+        own = layer.wrapped._parameters.get("bias")
+        weight = affine.dequantize(layer.weight_codes, layer.weight_params)
+        plain = self._error(layer, weight, own)
+        weight = affine.dequantize(rounding.codes, rounding.params)
+        count = sum(rows.shape[1] for rows, _ in self._fitted)
+        if not self._unfitted and count < 2:
+            return False
+        factor = 1.0 if self._unfitted else (count / (count - 1)) ** 2
+        return factor * self._error(layer, weight, rounding.bias) < plain
+
+    def _error(self, layer: QuantLayer, weight: Tensor, bias: Tensor | None) -> float:
+        samples = self._unfitted or self._fitted
+        device = samples[0][0].device
+        matrix = weight_rows(layer, weight.to(device)).float()
+        shift = 0 if bias is None else bias.to(device).float().view(len(matrix), 1, -1)
+        total = 0.0
+        for rows, outputs in samples:
+            total += float((rows @ matrix.transpose(1, 2) + shift - outputs).square().sum())
+        return total
 
 
 def _float_outputs(
@@ -126,8 +238,10 @@ def _float_outputs(
         if (layer, current) not in wanted:
             key = (seed * len(batches) + current) * len(layers) + layers[layer]
             generator = torch.Generator().manual_seed(key)
-            where = positions(layer, output, samples, generator)
-            wanted[layer, current] = _Wanted(where, outputs_of(layer, output, where))
+            places = split_positions(layer, output, samples, generator)
+            where, unfitted = places
+            outputs = [outputs_of(layer, output, each) for each in places]
+            wanted[layer, current] = _Wanted(where, outputs[0], unfitted, outputs[1])
 
     hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
@@ -153,25 +267,32 @@ def _moments(
     calls: Sequence[Call],
     wanted: dict[tuple[QuantLayer, int], _Wanted],
     precisions: Sequence[Precision],
-) -> Iterator[tuple[Precision, Moments]]:
+) -> Iterator[tuple[Precision, Moments, _Held]]:
     """Yield, with the layer at each precision, moments of its quantized inputs and float outputs.
 
-    They depend on the bits of the activations only.
+    Beside them, samples that are not in the moments. They depend on the bits of the
+    activations only.
     """
     present = layer.precision
-    known: dict[int, Moments] = {}
+    known: dict[int, tuple[Moments, _Held]] = {}
     try:
         for precision in _learned(layer, precisions):
             layer.precision = precision
             if precision.activations not in known:
-                known[precision.activations] = moments = Moments()
+                known[precision.activations] = moments, held = Moments(), _Held()
                 for each in calls:
                     sample = wanted.get((layer, each.batch))
                     if sample is not None:
                         (x,) = layer.quantize_inputs(each.args[0])
-                        rows = inputs_of(layer, sample.where, x, *each.args[1:], **each.kwargs)
-                        moments.update(rows.float(), sample.outputs.float())
-            yield precision, known[precision.activations]
+                        places = torch.cat((sample.where, sample.unfitted))
+                        rows = inputs_of(layer, places, x, *each.args[1:], **each.kwargs).float()
+                        fitted = len(sample.where)
+                        rows, others = rows[:, :fitted], rows[:, fitted:]
+                        moments.update(rows, sample.outputs.float())
+                        held.add(others, sample.others.float(), fitted=False)
+                        if not len(sample.unfitted):
+                            held.add(rows, sample.outputs.float(), fitted=True)
+            yield precision, *known[precision.activations]
     finally:
         layer.precision = present
 

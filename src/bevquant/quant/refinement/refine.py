@@ -173,7 +173,7 @@ def _worse_modules(
             for refined in (False, True):
                 with _trial(members[name], precision, refined), Replayed(chosen):
                     given, options = _copy((args, kwargs))
-                    error = _distance(floating_tensors(module(*given, **options)), wanted)
+                    error = distance(floating_tensors(module(*given, **options)), wanted)
                 key = name, precision, refined
                 errors[key] = errors.get(key, 0.0) + error
         del recorded.choices[start + len(chosen) :]  # those of the calls just made
@@ -220,7 +220,7 @@ def _copy(values: Any) -> Any:
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, values)
 
 
-def _distance(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def distance(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Return the sum over tensors of the square error, as a share of the float power."""
     total = 0.0
     for output, exact in zip(outputs, wanted, strict=True):

@@ -42,18 +42,28 @@ def positions(layer: QuantLayer, output: Tensor, count: int, generator: torch.Ge
 
     A position is an index into all axes of the output but that of the channels, flattened.
     """
+    return split_positions(layer, output, count, generator)[0]
+
+
+def split_positions(
+    layer: QuantLayer, output: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return :func:`positions`, and as many others as there are, at most ``count``."""
     total = output.numel() // max(1, output.shape[_channel_axis(layer)])
     if total <= count:
-        return torch.arange(total, device=output.device)
-    return torch.randperm(total, generator=generator)[:count].to(output.device)
+        every = torch.arange(total, device=output.device)
+        return every, every[:0]
+    order = torch.randperm(total, generator=generator).to(output.device)
+    return order[:count], order[count : 2 * count]
 
 
 def outputs_of(layer: QuantLayer, output: Tensor, where: Tensor) -> Tensor:
     """Return the outputs at positions [P], group by group: [G, P, N]."""
     rows = output.movedim(_channel_axis(layer), -1)
-    leading = rows.shape[:-1]
-    at = torch.unravel_index(where, leading)
-    return rows[at].reshape(len(where), groups(layer), -1).movedim(1, 0)
+    rows = rows if rows.ndim > 1 else rows[None]
+    at = torch.unravel_index(where, rows.shape[:-1])
+    parts = groups(layer)
+    return rows[at].reshape(len(where), parts, rows.shape[-1] // parts).movedim(1, 0)
 
 
 def inputs_of(layer: QuantLayer, where: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
