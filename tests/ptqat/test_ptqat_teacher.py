@@ -1,5 +1,6 @@
 """Kept answers change what training costs, not what it comes to."""
 
+import pytest
 import torch
 from quant_nets import ResNet, noise
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from bevquant.ptqat.objective import distance, objective
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.task import Task
 from bevquant.ptqat.teacher import taught
+from bevquant.ptqat.train import train
 from bevquant.quant.layers import QuantLayer, floating, quant_modules
 
 BATCHES = [noise(2, 3, 8, 8, seed=seed) for seed in range(3)]
@@ -81,3 +83,15 @@ def test_labels_are_seen_as_ever() -> None:
     for batch, lesson in zip(task.batches, kept.batches, strict=True):
         assert torch.equal(objective(model, task, batch, 0), objective(model, kept, lesson, 0))
         assert torch.equal(objective(model, task, batch, 2), objective(model, kept, lesson, 2))
+
+
+def test_answers_of_former_weights_are_refused() -> None:
+    model = network()
+    kept = taught(model, Task(BATCHES))
+    settings = Training(steps=1, lr=0.01)
+    train(model, ["head"], kept, settings)
+    model.head.wrapped.weight.data.mul_(2)
+    with pytest.raises(bq.BevquantError, match="call taught again"):
+        train(model, ["head"], kept, settings)
+    with pytest.warns(UserWarning, match="head: its weight or bias has changed"):
+        train(model, ["head"], taught(model, Task(BATCHES)), settings)

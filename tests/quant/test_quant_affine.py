@@ -4,7 +4,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -214,6 +214,54 @@ def test_a_grid_from_a_range_keeps_zero_and_errs_by_half_a_step(
     # Rounding the zero point may push one end of an asymmetric range half a step off its code.
     steps = 0.5 if symmetric else 1.0
     assert (simulate(x, grid) - x).abs().max() <= scale * (steps + 1e-4) + 1e-7 * abs(x).max()
+
+
+@settings(deadline=None)
+@example(-1.0, 0.0, 8)
+@example(-1.0, 0.25, 2)
+@example(-1.0, 1.0, 4)
+@example(0.0, 1.0, 3)
+@given(FLOATS, FLOATS, BITS)
+def test_a_symmetric_scale_puts_the_wider_side_half_a_step_beyond_its_last_code(
+    a: float, b: float, bits: int
+) -> None:
+    """Codes are -7 to 7 of 4 bits; only of 2 bits there is one more below 0 than above."""
+    low, high = min(a, b, 0.0), max(a, b, 0.0)
+    most = 2 ** (bits - 1) - 1
+    least = -2 if bits == 2 else -most
+    below = Fraction(low) / (least - Fraction(1, 2))
+    above = Fraction(high) / (most + Fraction(1, 2))
+    expected = np.float32(float(max(below, above)))
+    grid = params_from_range(
+        Range(torch.tensor(min(a, b)), torch.tensor(max(a, b))), QuantSpec(bits, True, PerTensor())
+    )
+    if expected >= np.finfo(np.float32).tiny:
+        assert grid.scale.item() == pytest.approx(float(expected), rel=1.2e-7)
+    if low < 0 and below >= above and expected > 1e-30:
+        assert quantize(torch.tensor([low]), grid) == grid.quant_min
+
+
+@settings(deadline=None)
+@given(st.floats(-1e4, 0, width=32), st.floats(0, 1e4, width=32), BITS)
+def test_a_zero_point_is_the_code_nearest_to_0(low: float, high: float, bits: int) -> None:
+    grid = params_from_range(
+        Range(torch.tensor(low), torch.tensor(high)), QuantSpec(bits, False, PerTensor())
+    )
+    exact = grid.quant_min - Fraction(low) / Fraction(grid.scale.item())
+    inside = min(max(exact, Fraction(grid.quant_min)), Fraction(grid.quant_max))
+    assert abs(int(grid.zero_point) - inside) <= Fraction(1, 2) + Fraction(1, 10**6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "zero"), [(2.25, 2), (2.75, 3), (2.5, 2), (3.5, 4), (0.5, 0), (254.75, 255)]
+)
+def test_a_zero_point_between_codes_is_rounded_halves_to_even(steps: float, zero: int) -> None:
+    low, high = -steps / 8, (255 - steps) / 8  # a scale of 1/8, exactly
+    grid = params_from_range(
+        Range(torch.tensor(low), torch.tensor(high)), QuantSpec(8, False, PerTensor())
+    )
+    assert grid.scale == 0.125
+    assert grid.zero_point == zero
 
 
 def test_two_symmetric_bits_use_four_levels() -> None:

@@ -11,6 +11,7 @@ from bevquant.errors import BevquantError
 from bevquant.progress import track
 from bevquant.ptqat.task import Task
 from bevquant.quant.choices import Recorded
+from bevquant.quant.fingerprint import fingerprint
 from bevquant.quant.layers import floating
 
 
@@ -43,10 +44,18 @@ class Lesson:
 
 
 class Lessons(Sequence[Lesson]):
-    """The batches of a task, loaded as ever, with answers that are kept."""
+    """The batches of a task, loaded as ever, with answers that are kept.
 
-    def __init__(self, batches: Sequence[Any], answers: Sequence[Answer]) -> None:
-        self.batches, self.answers = batches, answers
+    Attributes:
+        batches: of the task.
+        answers: one for each.
+        weights: of the float network that gave them, see :func:`weights_of`.
+    """
+
+    def __init__(
+        self, batches: Sequence[Any], answers: Sequence[Answer], weights: tuple[str, str]
+    ) -> None:
+        self.batches, self.answers, self.weights = batches, answers, weights
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -55,6 +64,30 @@ class Lessons(Sequence[Lesson]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return Lesson(self.batches[index], self.answers[index])
+
+
+def weights_of(model: nn.Module) -> tuple[str, str]:
+    """Return digests of the names in a model's state, and of its values."""
+    state = model.state_dict()
+    return fingerprint(list(state)), fingerprint(list(state.values()))
+
+
+def check_answers(task: Task, model: nn.Module) -> None:
+    """Refuse answers that a network gave before its weights were changed.
+
+    Nothing is known if its layers have other names by now, as they have once quantized.
+
+    Raises:
+        BevquantError: they are those of other weights.
+    """
+    for lessons in (task.batches, task.validation):
+        if isinstance(lessons, Lessons):
+            names, values = weights_of(model)
+            if names == lessons.weights[0] and values != lessons.weights[1]:
+                raise BevquantError(
+                    "ptqat: the float network's answers were kept before its weights changed; "
+                    "call taught again"
+                )
 
 
 @torch.no_grad()
@@ -85,9 +118,8 @@ def taught(model: nn.Module, task: Task) -> Task:
     """
 
     def lessons(batches: Sequence[Any]) -> Lessons:
-        return Lessons(
-            batches, [answer(model, task, batch) for batch in track(batches, "float network")]
-        )
+        answers = [answer(model, task, batch) for batch in track(batches, "float network")]
+        return Lessons(batches, answers, weights_of(model))
 
     def unpacked(run: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, Any], Any]:
         return lambda model, lesson: run(model, lesson.batch)

@@ -20,7 +20,7 @@ from bevquant.ptqat.recompute import recomputing
 from bevquant.ptqat.settings import Training
 from bevquant.ptqat.steps import NotFinite, judge, take_step
 from bevquant.ptqat.task import Task
-from bevquant.ptqat.teacher import Lesson
+from bevquant.ptqat.teacher import Lesson, check_answers
 from bevquant.quant.fingerprint import fingerprint, model_fingerprint
 from bevquant.quant.layers import QuantLayer, quant_modules
 from bevquant.train.curves import Curves, Row, draw
@@ -82,6 +82,7 @@ def train(
     """
     parallel.join()
     _check(model, layers, task, settings)
+    check_answers(task, model)
     started = time.monotonic()
     identity = {
         "model": model_fingerprint(model),
