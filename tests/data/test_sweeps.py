@@ -9,8 +9,18 @@ from bevquant.errors import BevquantError
 
 def test_read_points_gives_what_was_written(tmp_path: Path):
     points = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    points[:, 4] = [3, 0, 31, 5, 5, 1, 2]
     points.tofile(tmp_path / "sweep.pcd.bin")
     np.testing.assert_array_equal(read_points(tmp_path / "sweep.pcd.bin"), points)
+
+
+@pytest.mark.parametrize("ring", [np.nan, np.inf, -1.0, 5000.0])
+def test_a_ring_that_is_no_beam_is_refused(tmp_path: Path, ring: float):
+    points = np.zeros((7, 5), np.float32)
+    points[3, 4] = ring
+    points.tofile(tmp_path / "sweep.pcd.bin")
+    with pytest.raises(BevquantError, match=r"sweep\.pcd\.bin: a point's ring is no beam"):
+        read_points(tmp_path / "sweep.pcd.bin")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_no_jobs_are_refused(tmp_path: Path) -> None:
         generate(tmp_path / "world", QUICK, jobs=0)
 
 
-def test_an_interrupt_leaves_nothing_behind(
+def test_an_interrupt_leaves_nothing_under_the_final_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -81,7 +81,7 @@ def test_an_interrupt_leaves_nothing_behind(
     monkeypatch.setattr(module, "record_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "world", QUICK)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".world.unfinished"]
 
 
 def test_a_world_without_objects_can_be_made(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 from bevquant.errors import BevquantError
 from bevquant.models.bevfusion import SMALL, BEVFusion, HeadOutput
 from bevquant.models.bevfusion.decode import decode
-from bevquant.models.weights import import_checkpoint, load_weights, save_weights
+from bevquant.models.pickled import read_state
+from bevquant.models.weights import import_checkpoint, load_state, load_weights, save_weights
 
 
 def other(model: BEVFusion) -> BEVFusion:
@@ -141,3 +142,45 @@ def test_old_boxes_are_converted(model: BEVFusion, tmp_path: Path) -> None:
 
     import_checkpoint(copy, tmp_path / "old.pth", old_boxes=False)
     assert same(model, copy)
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state", "ema", "network"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model."])
+def test_checkpoints_of_wrappers_and_frameworks_are_understood(
+    key: str | None, prefix: str, tmp_path: Path
+) -> None:
+    wanted = nn.Linear(3, 2).state_dict()
+    state = {prefix + name: value for name, value in wanted.items()}
+    torch.save(state if key is None else {"epoch": 3, key: state}, tmp_path / "c.pth")
+    found = read_state(tmp_path / "c.pth")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_an_averaged_model_is_understood(tmp_path: Path) -> None:
+    average = torch.optim.swa_utils.AveragedModel(nn.Linear(3, 2))
+    torch.save(average.state_dict(), tmp_path / "c.pth")
+    assert set(read_state(tmp_path / "c.pth")) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"", "it is empty"), (b"some text", "it is no file of torch.save")],
+)
+def test_what_is_no_checkpoint_is_told(content: bytes, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(BevquantError, match=rf"c\.pth: not a readable .*\({complaint}\)"):
+        read_state(tmp_path / "c.pth")
+
+
+def test_keys_of_a_checkpoint_without_weights_are_named(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "c.pth")
+    with pytest.raises(BevquantError, match=r"its keys: epoch, lr"):
+        read_state(tmp_path / "c.pth")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    state = {**layer.state_dict(), "bias": torch.tensor([0.0, torch.nan])}
+    with pytest.raises(BevquantError, match=r"c\.pth: bias holds NaN or infinity"):
+        load_state(layer, state, tmp_path / "c.pth")
