@@ -25,7 +25,7 @@ T = TypeVar("T")
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield ``items`` under a bar with count, elapsed time and ETA.
 
-    The bar goes to stderr; where that is no terminal (a log file, CI) it is one line at the end.
+    The bar goes to stderr; where that is no terminal (a log file, a script) there is none.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -37,5 +37,5 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_errors) as progress:
+    with Progress(*columns, console=_errors, disable=not _errors.is_terminal) as progress:
         yield from progress.track(items, description=description, total=total)
