@@ -407,3 +407,20 @@ def test_reconstructed_layers_compute_what_was_simulated(path, precision):
             learned += not np.allclose(before, wanted, atol=atol)
         # A layer that rounding serves as well keeps its rounding.
         assert learned >= len(LAYERS) / 2
+
+
+@pytest.mark.parametrize("large", [1, 5])
+def test_a_transposed_convolution_in_groups_shares_scales_between_them(path, large):
+    """Its bias has an entry for each channel of each group; any of them may be the large one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(4, 8, 2, 2, groups=2)).eval()
+    with torch.no_grad():
+        model[0].weight[:, large % 4].mul_(1e-6)
+        model[0].bias[large] = 5.0
+    x = torch.rand(1, 4, 5, 5)
+    quantized(model, x, precision=W8A8)
+    export_module(model, [x], path)
+    wanted = simulate(model, x)[0]
+    for engine in ("literal", "openvino", "onnxruntime"):
+        (y,) = open_engine(path, engine)(arrays(x))
+        np.testing.assert_allclose(y, wanted, atol=1e-5, err_msg=engine)

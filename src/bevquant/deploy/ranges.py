@@ -61,10 +61,13 @@ def fit_bias(
         scale: of the output channels, float32 [C].
         axis: of the output channels in ``codes``.
         grid: of the input, per tensor.
-        bias: float [C], or ``None``.
+        bias: float [C], of a transposed convolution in groups [groups * C], or ``None``.
     """
     step = scale.double() * grid.scale.double()
-    offset = torch.zeros_like(step) if bias is None else bias.detach().cpu().double().abs()
+    offset = torch.zeros_like(step)
+    if bias is not None:
+        # A transposed convolution in groups has a bias for each group, and a scale for all of them.
+        offset = bias.detach().cpu().double().abs().view(-1, len(step)).amax(0)
     sums = sum_bounds(codes, axis, grid)
     overflows = (offset / step + sums > LIMIT) & (sums <= LIMIT) & offset.isfinite()
     wanted = torch.where(overflows, (offset / step + sums) / ROOM, 1.0)
