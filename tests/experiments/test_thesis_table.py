@@ -114,3 +114,9 @@ def test_the_command_from_nothing_to_the_table(recipe: Path, tmp_path: Path) -> 
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "2AQ" in (tmp_path / "run" / "tables.md").read_text()
+
+
+def test_an_experiment_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("experiment: [a]")
+    with pytest.raises(BevquantError, match=r"r\.yaml: experiment: \['a'\] is none of"):
+        run_recipe(tmp_path / "r.yaml", tmp_path / "out", jobs=1)

@@ -27,8 +27,8 @@ def run_recipe(path: Path, out: Path, jobs: int) -> None:
         BevquantError: the recipe is not one of an experiment, or invalid; or ``out`` belongs
             to another run.
     """
-    name = str(read_recipe(path).get("experiment"))
-    if name not in EXPERIMENTS:
+    name = read_recipe(path).get("experiment")
+    if not isinstance(name, str) or name not in EXPERIMENTS:
         raise BevquantError(
             f"{path}: experiment: {name!r} is none of {', '.join(EXPERIMENTS)}; recipes without "
             "an experiment are for bevquant train"
