@@ -65,7 +65,8 @@ def refine(
     all batches, weights and inputs searched in turns over a wide grid, weights for each
     output channel; 1 is in the grid. They are kept where the error falls *and* the output
     of the layer's main module, run on its float inputs with all its layers quantized, is no
-    further from float than with factors of 1. So nothing is ever made worse, on these batches.
+    further from float than with factors of 1. The network as a
+    whole is not compared: modules that are each no worse can together end behind.
 
     ``"thesis"``: a grid of 0.8 to 1.2 for both factors; the best pair of each batch has a
     vote, and the mean of the votes is taken, whatever it does to the error (chapter 3).
