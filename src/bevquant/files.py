@@ -108,6 +108,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def check_unused(path: Path) -> None:
+    """Refuse a folder to make.
+
+    Raises:
+        BevquantError: ``path`` is a non-empty folder or a file.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BevquantError(f"{path}: exists and is not an empty folder; choose another")
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; rename it to ``path`` on success.
@@ -115,8 +125,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         BevquantError: ``path`` is a non-empty folder or a file, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise BevquantError(f"{path}: exists and is not an empty folder; choose another")
+    check_unused(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

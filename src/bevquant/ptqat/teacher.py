@@ -80,14 +80,15 @@ def check_answers(task: Task, model: nn.Module) -> None:
     Raises:
         BevquantError: they are those of other weights.
     """
-    for lessons in (task.batches, task.validation):
-        if isinstance(lessons, Lessons):
-            names, values = weights_of(model)
-            if names == lessons.weights[0] and values != lessons.weights[1]:
-                raise BevquantError(
-                    "ptqat: the float network's answers were kept before its weights changed; "
-                    "call taught again"
-                )
+    kept = [x.weights for x in (task.batches, task.validation) if isinstance(x, Lessons)]
+    if not kept:
+        return
+    names, values = weights_of(model)
+    if any(names == known and values != old for known, old in kept):
+        raise BevquantError(
+            "ptqat: the float network's answers were kept before its weights changed; "
+            "call taught again"
+        )
 
 
 @torch.no_grad()
@@ -116,10 +117,11 @@ def taught(model: nn.Module, task: Task) -> Task:
         model: quantized or not; only its float weights matter.
         task: what is to be trained for.
     """
+    weights = weights_of(model)
 
     def lessons(batches: Sequence[Any]) -> Lessons:
         answers = [answer(model, task, batch) for batch in track(batches, "float network")]
-        return Lessons(batches, answers, weights_of(model))
+        return Lessons(batches, answers, weights)
 
     def unpacked(run: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, Any], Any]:
         return lambda model, lesson: run(model, lesson.batch)

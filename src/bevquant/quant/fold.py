@@ -13,7 +13,7 @@ from bevquant.errors import BevquantError
 from bevquant.quant.choices import Recorded, Replayed
 from bevquant.quant.kinds import kind_of, weight_of
 from bevquant.quant.layers import quant_modules, swap
-from bevquant.quant.outputs import floating_tensors
+from bevquant.quant.outputs import agree, floating_tensors
 from bevquant.quant.running import Forward, call, evaluating, refuse_inference_tensors
 from bevquant.quant.scaling import like, rescaled, scale_outputs
 from bevquant.quant.watch import Watch
@@ -82,8 +82,8 @@ def _fold_what_stays_exact(
     All are folded at once; only if that changes something are they folded half by half.
     """
 
-    def outputs() -> list[Tensor]:
-        with evaluating(model), torch.random.fork_rng(devices=()), Replayed(chosen):
+    def outputs(choices: Recorded | Replayed) -> list[Tensor]:
+        with evaluating(model), torch.random.fork_rng(devices=()), choices:
             torch.manual_seed(0)
             return floating_tensors(run())
 
@@ -92,7 +92,7 @@ def _fold_what_stays_exact(
             return []
         folded: dict[nn.Module, FoldedBatchNorm] = {n: _fold(n, pairs[n]) for n in norms}
         swap(model, dict(folded))
-        if _agree(outputs(), wanted):
+        if agree(outputs(Replayed(recorded.choices)), wanted, ROUNDING):
             return []
         swap(model, {each: each.unfold() for each in reversed(folded.values())})
         if len(norms) == 1:
@@ -100,23 +100,11 @@ def _fold_what_stays_exact(
         half = len(norms) // 2
         return attempt(norms[:half]) + attempt(norms[half:])
 
-    chosen: list[Tensor] = []
-    with evaluating(model), Recorded() as recorded:
-        run()
-    chosen = recorded.choices
-    wanted = [tensor.clone() for tensor in outputs()]
+    if not candidates:
+        return []
+    recorded = Recorded()
+    wanted = [tensor.clone() for tensor in outputs(recorded)]
     return attempt(candidates)
-
-
-def _agree(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    """Whether outputs are the same up to rounding."""
-    if [x.shape for x in outputs] != [x.shape for x in wanted]:
-        return False
-    for output, exact in zip(outputs, wanted, strict=True):
-        bound = ROUNDING * float(exact.abs().nan_to_num(0, 0, 0).amax()) if exact.numel() else 0.0
-        if not torch.allclose(output, exact, rtol=0, atol=bound, equal_nan=True):
-            return False
-    return True
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -13,6 +13,9 @@ from torch import Tensor
 from bevquant.errors import BevquantError
 from bevquant.quant.spec import DEPLOY, SYMMETRIC, THESIS, Precision, Scheme
 
+_ONE = (Tensor, str, bytes, Mapping)
+"""What can be iterated over and is nevertheless a single batch."""
+
 _SCHEMES = {"DEPLOY": DEPLOY, "SYMMETRIC": SYMMETRIC, "THESIS": THESIS}
 
 
@@ -63,7 +66,7 @@ def stream_of(batches: Any, verb: str) -> Iterable[Any]:
     Raises:
         BevquantError: they are one batch instead of several, or nothing to iterate over.
     """
-    if isinstance(batches, Tensor | str | bytes | Mapping) or not isinstance(batches, Iterable):
+    if isinstance(batches, _ONE) or not isinstance(batches, Iterable):
         raise BevquantError(
             f"{verb}: batches is one {type(batches).__name__}, not a sequence of batches; "
             "give a list, such as [batch]"
@@ -81,9 +84,8 @@ def sequence_of(batches: Any, verb: str) -> Sequence[Any]:
     Raises:
         BevquantError: as :func:`stream_of`, or there is no batch.
     """
-    if not (hasattr(batches, "__getitem__") and hasattr(batches, "__len__")) or isinstance(
-        batches, Tensor | str | bytes | Mapping
-    ):
+    indexed = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
+    if not indexed or isinstance(batches, _ONE):
         batches = list(stream_of(batches, verb))
     if len(batches) == 0:
         raise BevquantError(f"{verb}: there is no batch; give at least one")

@@ -112,11 +112,11 @@ def why_float(module: nn.Module) -> str:
         nn.parameter.is_lazy(parameter) for parameter in nn.Module.parameters(module, recurse=False)
     ):
         return "its parameters have no shape yet: run a forward pass, then quantize"
-    weight = module._parameters.get("weight")
-    if _declared_kind(module) is not None and weight is not None:
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}: no real numbers to round"
     if _declared_kind(module) is not None:
-        return "its weight is no plain parameter: remove the parametrization, then quantize"
+        weight = module._parameters.get("weight")
+        if weight is None:
+            return "its weight is no plain parameter: remove the parametrization, then quantize"
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}: no real numbers to round"
     for layer in _KINDS:
         if isinstance(module, layer):
             return f"overrides the forward of {layer.__name__}, so what it computes is unknown"

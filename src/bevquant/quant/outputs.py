@@ -1,10 +1,11 @@
 """The tensors in whatever a model returns."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from math import inf, isfinite
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bevquant.errors import BevquantError
@@ -25,6 +26,17 @@ def floating_tensors(value: Any) -> list[Tensor]:
     elif is_dataclass(value) and not isinstance(value, type):
         parts = [getattr(value, field.name) for field in fields(value)]
     return [tensor for part in parts for tensor in floating_tensors(part)]
+
+
+def agree(outputs: Sequence[Tensor], wanted: Sequence[Tensor], share: float) -> bool:
+    """Whether no element is off by more than a ``share`` of its tensor's largest finite value."""
+    if [x.shape for x in outputs] != [x.shape for x in wanted]:
+        return False
+    for output, exact in zip(outputs, wanted, strict=True):
+        bound = share * float(exact.abs().nan_to_num(0, 0, 0).amax()) if exact.numel() else 0.0
+        if not torch.allclose(output, exact, rtol=0, atol=bound, equal_nan=True):
+            return False
+    return True
 
 
 def error_of(value: Any, output: Any, verb: str) -> float:

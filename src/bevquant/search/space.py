@@ -116,12 +116,13 @@ def space(
         known = ", ".join(sorted({info.kind for info in infos}))
         raise BevquantError(f"space: choices for kind {kind!r}, which no layer has; kinds: {known}")
 
+    matches = {pattern: matching(pattern, names) for pattern in tied}
     groups: dict[str, list[LayerInfo]] = {}
     used = set()
     for info in infos:
         if info.name in fixed:
             continue
-        pattern = next((p for p in tied if info.name in matching(p, names)), None)
+        pattern = next((p for p, named in matches.items() if info.name in named), None)
         used.add(pattern)
         groups.setdefault(info.name if pattern is None else f"tied {pattern}", []).append(info)
     for pattern in tied:

@@ -17,7 +17,7 @@ from bevquant.data.world.rig import LIDAR, MOUNTS
 from bevquant.data.world.settings import VERSION, WorldSettings
 from bevquant.data.world.tables import Tables
 from bevquant.errors import BevquantError
-from bevquant.files import read_json, write_json
+from bevquant.files import check_unused, read_json, write_json
 from bevquant.progress import track
 
 KEPT = "finished"
@@ -70,8 +70,7 @@ def _unfinished(directory: Path, settings: WorldSettings) -> Iterator[Path]:
         BevquantError: ``directory`` is in use, another process is at work on it, or the folder
             cannot be written.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BevquantError(f"{directory}: exists and is not an empty folder; choose another")
+    check_unused(directory)
     root = directory.parent / f".{directory.name}.unfinished"
     setup = {"settings": settings.model_dump(mode="json"), "version": version("bevquant")}
     try:

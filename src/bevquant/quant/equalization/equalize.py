@@ -16,7 +16,7 @@ from bevquant.quant.fold import FoldedBatchNorm
 from bevquant.quant.inputs import scheme_of, sequence_of
 from bevquant.quant.kinds import kind_of
 from bevquant.quant.layers import quant_modules
-from bevquant.quant.outputs import floating_tensors
+from bevquant.quant.outputs import agree, floating_tensors
 from bevquant.quant.running import Forward, call, evaluating
 from bevquant.quant.scaling import rescale, rescaled, unscale
 from bevquant.quant.spec import DEPLOY, W8A8, Precision, Scheme
@@ -198,10 +198,8 @@ def _check(model: nn.Module, flow: Flow, channels: SharedChannels, run: Callable
         after = floating_tensors(run())
     finally:
         unscale(model)
-    for old, new in zip(before, after, strict=True):
-        bound = 1e-3 * float(old.abs().nan_to_num(0, 0, 0).amax()) if old.numel() else 0.0
-        if not torch.allclose(old, new, rtol=0, atol=bound, equal_nan=True):
-            raise BevquantError(
-                "equalize: the model uses a channel in a way that its operators do not show "
-                "(a weight read elsewhere, NumPy in between, random numbers?); nothing was changed"
-            )
+    if not agree(after, before, 1e-3):
+        raise BevquantError(
+            "equalize: the model uses a channel in a way that its operators do not show "
+            "(a weight read elsewhere, NumPy in between, random numbers?); nothing was changed"
+        )
